@@ -1,0 +1,1 @@
+//! Honest evaluation of full-precision and quantized models.

@@ -1,0 +1,1 @@
+//! Post-training quantization: plan, streamed calibration, methods, recipes, journal.
