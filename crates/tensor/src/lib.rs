@@ -1,1 +1,24 @@
 //! The few f32 operations every model here runs on: products, norms, rotary embedding, softmax, reductions.
+//!
+//! Two promises hold for every function of this crate, because quantized files must not depend on the machine that
+//! wrote them: the result is the same for any number of threads, and the same on every instruction set. Each element
+//! of a product is one chain of fused multiply-adds in index order; each reduction has a fixed number of lanes that
+//! are added in a fixed order; nothing else uses fused operations.
+
+mod attention;
+mod cholesky;
+mod matrix;
+mod microkernel;
+mod operand;
+mod ops;
+mod product;
+
+pub use attention::{AttentionShape, attention};
+pub use cholesky::{NotPositiveDefinite, cholesky_in_place, solve_lower, solve_lower_transposed};
+pub use matrix::Matrix;
+pub use microkernel::{Isa, isa};
+pub use operand::{Columns, Operand, Rows, Stored};
+pub use ops::{
+    Rotary, add_assign, dot, layer_norm, log_sum_exp, rms_norm, scale_columns, silu, softmax, sum_of_squares,
+};
+pub use product::{gram, mirror, product, product_into};
