@@ -140,8 +140,9 @@ pub struct Rotary {
 impl Rotary {
     /// Tables for `positions` positions; `frequencies` has one angle a position for each pair of channels, and
     /// `amplitude` multiplies both tables (1 but for YaRN).
-    pub fn new(frequencies: &[f64], amplitude: f64, positions: usize) -> Self {
-        let angles = (0..positions).flat_map(|p| frequencies.iter().map(move |f| p as f64 * f));
+    pub fn new(frequencies: &[f32], amplitude: f64, positions: usize) -> Self {
+        // The angle is rounded to f32, as the models were trained with.
+        let angles = (0..positions).flat_map(|p| frequencies.iter().map(move |f| f64::from(p as f32 * f)));
         let (cos, sin) = angles
             .map(|a| ((a.cos() * amplitude) as f32, (a.sin() * amplitude) as f32))
             .collect::<(Vec<_>, Vec<_>)>();

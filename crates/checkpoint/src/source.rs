@@ -1,0 +1,625 @@
+//! A Hugging Face model folder, opened for reading.
+
+use crate::{
+    error::CheckpointError,
+    file::{SafetensorsFile, TensorInfo, missing},
+    tensor::RawTensor,
+};
+use serde::Deserialize;
+use serde_json::{Value, error::Category};
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io::{self, Read},
+    ops::Range,
+    path::{Component, Path, PathBuf},
+};
+
+/// Most bytes read of a `config.json`; real ones have a few thousand.
+const CONFIG_LIMIT: u64 = 16 << 20;
+
+/// Most bytes read of an index; the largest models have about ten million.
+const INDEX_LIMIT: u64 = 256 << 20;
+
+pub(crate) const SINGLE: &str = "model.safetensors";
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
+
+/// A Hugging Face model folder: its configuration and all of its tensors, wherever they are.
+///
+/// Holds headers only; tensors are read when asked for. Reading takes `&self`, so that threads can share it.
+#[derive(Debug)]
+pub struct Checkpoint {
+    dir: PathBuf,
+    config: Value,
+    config_bytes: Vec<u8>,
+    files: Vec<SafetensorsFile>,
+    /// Of each tensor, the position of its file in `files`.
+    tensors: BTreeMap<String, usize>,
+    metadata: BTreeMap<String, String>,
+}
+
+impl Checkpoint {
+    /// Opens a folder with `config.json` and weights: `model.safetensors`, or else the shards that
+    /// `model.safetensors.index.json` names, or else every `*.safetensors` in it. Checks all headers and the
+    /// index.
+    ///
+    /// # Errors
+    /// Anything is missing, unreadable or untrue; each case has its own variant of [`CheckpointError`].
+    pub fn open(dir: &Path) -> Result<Self, CheckpointError> {
+        if !dir.is_dir() {
+            return Err(CheckpointError::NotAFolder { path: dir.into() });
+        }
+        let (config, config_bytes) = read_config(&dir.join("config.json"))?;
+        let index = dir.join(INDEX);
+        let (files, index) = if exists(&dir.join(SINGLE))? {
+            (vec![SafetensorsFile::open(&dir.join(SINGLE))?], None)
+        } else if exists(&index)? {
+            let index = Index::read(index)?;
+            (index.open_shards(dir)?, Some(index))
+        } else {
+            let paths = loose_files(dir)?;
+            (paths.iter().map(|path| SafetensorsFile::open(path)).collect::<Result<_, _>>()?, None)
+        };
+
+        let mut tensors = BTreeMap::new();
+        let mut metadata = BTreeMap::new();
+        for (position, file) in files.iter().enumerate() {
+            for info in file.tensors() {
+                if let Some(first) = tensors.insert(info.name.clone(), position) {
+                    return Err(CheckpointError::TensorInTwoFiles {
+                        tensor: info.name.clone(),
+                        first: files[first].path().into(),
+                        second: file.path().into(),
+                    });
+                }
+            }
+            for (key, value) in file.metadata() {
+                metadata.entry(key.clone()).or_insert_with(|| value.clone());
+            }
+        }
+        if let Some(index) = index {
+            index.check(dir, |tensor| tensors.get(tensor).map(|&position| files[position].path()))?;
+        }
+        Ok(Self { dir: dir.into(), config, config_bytes, files, tensors, metadata })
+    }
+
+    /// The folder it was opened from.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The contents of `config.json`, always an object.
+    pub fn config(&self) -> &Value {
+        &self.config
+    }
+
+    /// Names of all tensors, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// Whether there is a tensor of this name.
+    pub fn contains(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// Type, shape, length and file of a tensor, if there is one of this name.
+    pub fn info(&self, name: &str) -> Option<&TensorInfo> {
+        self.files[*self.tensors.get(name)?].info(name)
+    }
+
+    /// Like [`info`](Self::info) for a tensor that must be there with this shape.
+    ///
+    /// # Errors
+    /// [`CheckpointError::TensorMissing`], with the nearest name there is, or
+    /// [`CheckpointError::WrongShape`].
+    pub fn require(&self, name: &str, shape: &[usize]) -> Result<&TensorInfo, CheckpointError> {
+        self.file_of(name)?.require(name, shape)
+    }
+
+    /// The texts under `__metadata__` of all files; where two files disagree, that of the first.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
+    }
+
+    /// The files, sorted by name; [`SafetensorsFile::path`] and [`SafetensorsFile::file_len`] tell their
+    /// size.
+    pub fn files(&self) -> &[SafetensorsFile] {
+        &self.files
+    }
+
+    /// The file that holds a tensor.
+    ///
+    /// # Errors
+    /// [`CheckpointError::TensorMissing`], with the nearest name there is.
+    pub fn file_of(&self, name: &str) -> Result<&SafetensorsFile, CheckpointError> {
+        match self.tensors.get(name) {
+            Some(&position) => Ok(&self.files[position]),
+            None => Err(missing(&self.dir, name, self.names())),
+        }
+    }
+
+    /// As [`SafetensorsFile::read_bytes`].
+    ///
+    /// # Errors
+    /// The same.
+    pub fn read_bytes(&self, name: &str) -> Result<Vec<u8>, CheckpointError> {
+        self.file_of(name)?.read_bytes(name)
+    }
+
+    /// As [`SafetensorsFile::read_f32`].
+    ///
+    /// # Errors
+    /// The same.
+    pub fn read_f32(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, CheckpointError> {
+        self.file_of(name)?.read_f32(name, shape)
+    }
+
+    /// As [`SafetensorsFile::read_raw`].
+    ///
+    /// # Errors
+    /// The same.
+    pub fn read_raw(&self, name: &str, shape: &[usize]) -> Result<RawTensor, CheckpointError> {
+        self.file_of(name)?.read_raw(name, shape)
+    }
+
+    /// As [`SafetensorsFile::read_rows`].
+    ///
+    /// # Errors
+    /// The same.
+    pub fn read_rows(
+        &self,
+        name: &str,
+        shape: &[usize],
+        rows: Range<usize>,
+    ) -> Result<RawTensor, CheckpointError> {
+        self.file_of(name)?.read_rows(name, shape, rows)
+    }
+
+    /// Bytes that stand for this checkpoint, to be hashed: equal for a copy elsewhere, different for nearly
+    /// any other checkpoint. In order: `config.json`; then of each file its name in the folder, its length,
+    /// its header, the first and last 64 KiB of its data, and 256 bytes from the middle of every tensor.
+    /// Modification times have no part.
+    ///
+    /// It is a sample, taken in well under a second: someone who edits single weights on purpose can evade
+    /// it.
+    ///
+    /// # Errors
+    /// A file cannot be read or shrank.
+    pub fn identity(&self) -> Result<Vec<u8>, CheckpointError> {
+        let mut identity = Vec::new();
+        // Each part with its length before it, so that no two lists of parts give the same bytes.
+        let mut add = |part: &[u8]| {
+            identity.extend((part.len() as u64).to_le_bytes());
+            identity.extend(part);
+        };
+        add(b"halfbyte checkpoint identity 1");
+        add(&self.config_bytes);
+        for file in &self.files {
+            let name = file.path().strip_prefix(&self.dir).unwrap_or(file.path());
+            add(name.as_os_str().as_encoded_bytes());
+            add(&file.file_len().to_le_bytes());
+            add(&file.header_bytes()?);
+            add(&file.identity_samples()?);
+        }
+        Ok(identity)
+    }
+}
+
+fn read_config(path: &Path) -> Result<(Value, Vec<u8>), CheckpointError> {
+    if !exists(path)? {
+        return Err(CheckpointError::ConfigMissing { path: path.into() });
+    }
+    let bytes = read_limited(path, CONFIG_LIMIT)?;
+    let config: Value = serde_json::from_slice(&bytes)
+        .map_err(|cause| CheckpointError::ConfigNotJson { path: path.into(), cause })?;
+    let found = match config {
+        Value::Object(_) => return Ok((config, bytes)),
+        Value::Array(_) => "a list",
+        Value::String(_) => "a string",
+        Value::Number(_) => "a number",
+        Value::Bool(_) => "a truth value",
+        Value::Null => "null",
+    };
+    Err(CheckpointError::ConfigNotObject { path: path.into(), found })
+}
+
+/// `model.safetensors.index.json`: which file holds which tensor.
+struct Index {
+    path: PathBuf,
+    /// Tensor to file name.
+    weight_map: BTreeMap<String, String>,
+}
+
+impl Index {
+    fn read(path: PathBuf) -> Result<Self, CheckpointError> {
+        #[derive(Deserialize)]
+        struct Json {
+            weight_map: BTreeMap<String, String>,
+        }
+        let bytes = read_limited(&path, INDEX_LIMIT)?;
+        match serde_json::from_slice(&bytes) {
+            Ok(Json { weight_map }) => Ok(Self { path, weight_map }),
+            Err(cause) if cause.classify() == Category::Data => {
+                Err(CheckpointError::IndexMalformed { index: path, cause })
+            }
+            Err(cause) => Err(CheckpointError::IndexNotJson { index: path, cause }),
+        }
+    }
+
+    /// Opens every shard once, sorted by name.
+    fn open_shards(&self, dir: &Path) -> Result<Vec<SafetensorsFile>, CheckpointError> {
+        // With each shard the first tensor in it, for messages.
+        let mut shards: BTreeMap<&str, &str> = BTreeMap::new();
+        for (tensor, shard) in &self.weight_map {
+            shards.entry(shard).or_insert(tensor);
+        }
+        let mut files = Vec::with_capacity(shards.len());
+        for (shard, tensor) in shards {
+            let (index, tensor) = (self.path.clone(), tensor.to_owned());
+            if !stays_inside(shard) {
+                return Err(CheckpointError::ShardEscapes { index, tensor, shard: shard.to_owned() });
+            }
+            let path = dir.join(shard);
+            if !exists(&path)? {
+                return Err(CheckpointError::ShardMissing { index, tensor, path });
+            }
+            files.push(SafetensorsFile::open(&path)?);
+        }
+        Ok(files)
+    }
+
+    /// Every tensor of the index must be in the file that the index says. Tensors that only the shards know
+    /// are kept: some models were published with an index of fewer tensors.
+    fn check<'a>(
+        &self,
+        dir: &Path,
+        file_of: impl Fn(&str) -> Option<&'a Path>,
+    ) -> Result<(), CheckpointError> {
+        for (tensor, shard) in &self.weight_map {
+            let shard = dir.join(shard);
+            if file_of(tensor) != Some(&shard) {
+                let (index, tensor) = (self.path.clone(), tensor.clone());
+                return Err(CheckpointError::ShardLacksTensor { index, tensor, shard });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether a path from an index leads to a file under the folder: no `..`, nothing absolute. Links are
+/// allowed, since the Hugging Face cache is made of them.
+fn stays_inside(shard: &str) -> bool {
+    let mut components = Path::new(shard).components().peekable();
+    components.peek().is_some() && components.all(|c| matches!(c, Component::Normal(_)))
+}
+
+/// All `*.safetensors` of a folder that has neither `model.safetensors` nor an index, sorted.
+fn loose_files(dir: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
+    let read_error = |cause| CheckpointError::Read { path: dir.into(), cause };
+    let mut names = Vec::new();
+    for entry in fs::read_dir(dir).map_err(read_error)? {
+        names.push(entry.map_err(read_error)?.file_name());
+    }
+    names.sort();
+    let has_extension = |name: &Path, wanted: &[&str]| {
+        name.extension().is_some_and(|found| wanted.iter().any(|w| found.eq_ignore_ascii_case(w)))
+    };
+    let found: Vec<&Path> =
+        names.iter().map(Path::new).filter(|name| has_extension(name, &["safetensors"])).collect();
+    if let Some(shard) = found.iter().find(|name| is_shard_name(&name.to_string_lossy())) {
+        // Half of a checkpoint must not pass for one, and only the index tells how many halves there are.
+        let shard = shard.to_string_lossy().into_owned();
+        return Err(CheckpointError::IndexMissing { dir: dir.into(), shard });
+    }
+    if !found.is_empty() {
+        return Ok(found.into_iter().map(|name| dir.join(name)).collect());
+    }
+    let others = ["bin", "gguf", "pt", "pth", "ckpt", "h5", "msgpack", "onnx"];
+    let is_weights = |name: &&Path| {
+        has_extension(name, &others) && name.file_name().is_some_and(|n| n != "training_args.bin")
+    };
+    Err(match names.iter().map(Path::new).find(is_weights) {
+        Some(other) => {
+            CheckpointError::OtherFormat { dir: dir.into(), found: other.to_string_lossy().into_owned() }
+        }
+        None => CheckpointError::NoWeights { dir: dir.into() },
+    })
+}
+
+/// Whether a name ends like a shard's: `-00001-of-00003.safetensors`.
+pub(crate) fn is_shard_name(name: &str) -> bool {
+    let number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    name.strip_suffix(".safetensors")
+        .and_then(|stem| stem.rsplit_once("-of-"))
+        .and_then(|(rest, count)| number(count).then_some(rest))
+        .and_then(|rest| rest.rsplit_once('-'))
+        .is_some_and(|(_, position)| number(position))
+}
+
+fn exists(path: &Path) -> Result<bool, CheckpointError> {
+    match fs::metadata(path) {
+        Ok(_) => Ok(true),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(cause) => Err(CheckpointError::Read { path: path.into(), cause }),
+    }
+}
+
+/// Reads a small file, stopping at `limit` bytes whatever its length claims.
+fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>, CheckpointError> {
+    let read_error = |cause| CheckpointError::Read { path: path.into(), cause };
+    if !fs::metadata(path).map_err(read_error)?.is_file() {
+        return Err(CheckpointError::NotAFile { path: path.into() });
+    }
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(read_error)?;
+    file.take(limit + 1).read_to_end(&mut bytes).map_err(read_error)?;
+    if bytes.len() as u64 > limit {
+        return Err(CheckpointError::JsonTooLarge { path: path.into(), limit });
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Dtype, TensorSpec, writer::tests::write_file};
+
+    /// A model folder with a config and nothing else.
+    fn folder() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("config.json"), r#"{"model_type":"llama"}"#).unwrap();
+        dir
+    }
+
+    /// A file of one-element F32 tensors, each with the value given.
+    fn weights(path: &Path, tensors: &[(&str, f32)]) {
+        let tensors: Vec<_> = tensors
+            .iter()
+            .map(|(name, value)| (TensorSpec::new(*name, Dtype::F32, [1]), value.to_le_bytes().to_vec()))
+            .collect();
+        write_file(path, &tensors);
+    }
+
+    fn index(dir: &Path, json: &str) {
+        fs::write(dir.join(INDEX), json).unwrap();
+    }
+
+    #[track_caller]
+    fn refusal(dir: &Path) -> (CheckpointError, String) {
+        let error = Checkpoint::open(dir).unwrap_err();
+        let message = error.to_string();
+        (error, message)
+    }
+
+    #[test]
+    fn threads_can_share_a_checkpoint() {
+        fn shared<T: Send + Sync>() {}
+        shared::<Checkpoint>();
+    }
+
+    #[test]
+    fn one_file() {
+        let dir = folder();
+        weights(&dir.path().join(SINGLE), &[("b", 2.0), ("a", 1.0)]);
+        weights(&dir.path().join("unrelated.safetensors"), &[("a", 9.0)]);
+        let checkpoint = Checkpoint::open(dir.path()).unwrap();
+        assert_eq!(checkpoint.dir(), dir.path());
+        assert_eq!(checkpoint.config()["model_type"], "llama");
+        assert_eq!(checkpoint.names().collect::<Vec<_>>(), ["a", "b"]);
+        assert!(checkpoint.contains("a") && !checkpoint.contains("c"));
+        assert_eq!(checkpoint.read_f32("a", &[1]).unwrap(), [1.0]);
+        assert_eq!(checkpoint.read_raw("b", &[1]).unwrap(), RawTensor::F32(vec![2.0]));
+        assert_eq!(checkpoint.read_rows("b", &[1], 0..1).unwrap(), RawTensor::F32(vec![2.0]));
+        assert_eq!(checkpoint.read_bytes("b").unwrap(), 2f32.to_le_bytes());
+        assert_eq!(checkpoint.info("a").unwrap().bytes, 4);
+        assert!(checkpoint.info("c").is_none());
+        assert_eq!(checkpoint.files().len(), 1);
+        let message = checkpoint.require("a", &[2]).unwrap_err().to_string();
+        assert!(message.contains("model.safetensors has shape [1] where [2]"), "{message}");
+        let message = checkpoint.require("aa", &[1]).unwrap_err().to_string();
+        assert!(message.contains(r#"no tensor "aa""#), "{message}");
+    }
+
+    #[test]
+    fn shards_with_an_index() {
+        let dir = folder();
+        fs::create_dir(dir.path().join("sub")).unwrap();
+        weights(&dir.path().join("one.safetensors"), &[("a", 1.0), ("only here", 3.0)]);
+        weights(&dir.path().join("sub/two.safetensors"), &[("b", 2.0)]);
+        weights(&dir.path().join("unlisted.safetensors"), &[("a", 9.0)]);
+        index(
+            dir.path(),
+            r#"{"metadata":{"total_size":8},"weight_map":{"a":"one.safetensors","b":"sub/two.safetensors"}}"#,
+        );
+        let checkpoint = Checkpoint::open(dir.path()).unwrap();
+        assert_eq!(checkpoint.names().collect::<Vec<_>>(), ["a", "b", "only here"]);
+        assert_eq!(checkpoint.read_f32("b", &[1]).unwrap(), [2.0]);
+        assert_eq!(checkpoint.files().len(), 2);
+    }
+
+    #[test]
+    fn loose_files_are_taken_together() {
+        let dir = folder();
+        weights(&dir.path().join("text.safetensors"), &[("a", 1.0)]);
+        weights(&dir.path().join("vision.safetensors"), &[("b", 2.0)]);
+        let checkpoint = Checkpoint::open(dir.path()).unwrap();
+        assert_eq!(checkpoint.names().collect::<Vec<_>>(), ["a", "b"]);
+
+        weights(&dir.path().join("vision.safetensors"), &[("a", 2.0)]);
+        let (error, message) = refusal(dir.path());
+        assert!(matches!(error, CheckpointError::TensorInTwoFiles { .. }));
+        assert!(
+            message.contains(r#"tensor "a""#)
+                && message.contains("text.safetensors and in")
+                && message.contains("vision.safetensors"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn an_index_that_is_not_one() {
+        let dir = folder();
+        for json in ["", "{", "no"] {
+            index(dir.path(), json);
+            let (error, message) = refusal(dir.path());
+            assert!(matches!(error, CheckpointError::IndexNotJson { .. }), "{message}");
+            assert!(message.contains(INDEX), "{message}");
+        }
+        for json in ["3", "{}", r#"{"weight_map":7}"#, r#"{"weight_map":{"a":7}}"#] {
+            index(dir.path(), json);
+            let (error, message) = refusal(dir.path());
+            assert!(matches!(error, CheckpointError::IndexMalformed { .. }), "{message}");
+            assert!(message.contains(INDEX), "{message}");
+        }
+    }
+
+    #[test]
+    fn an_index_that_leads_elsewhere() {
+        let dir = folder();
+        let inner = dir.path().join("inner");
+        fs::create_dir(&inner).unwrap();
+        fs::write(inner.join("config.json"), "{}").unwrap();
+        weights(&dir.path().join("secret.safetensors"), &[("a", 1.0)]);
+        let absolute = dir.path().join("secret.safetensors");
+        for shard in
+            ["../secret.safetensors", "x/../../secret.safetensors", "", ".", absolute.to_str().unwrap()]
+        {
+            index(&inner, &serde_json::json!({"weight_map": {"a": shard}}).to_string());
+            let (error, message) = refusal(&inner);
+            assert!(matches!(error, CheckpointError::ShardEscapes { .. }), "{shard}: {message}");
+            assert!(message.contains(r#"tensor "a""#) && message.contains(shard), "{message}");
+        }
+    }
+
+    #[test]
+    fn an_index_that_promises_too_much() {
+        let dir = folder();
+        weights(&dir.path().join("one.safetensors"), &[("a", 1.0), ("b", 2.0)]);
+        index(dir.path(), r#"{"weight_map":{"a":"one.safetensors","b":"two.safetensors"}}"#);
+        let (error, message) = refusal(dir.path());
+        assert!(matches!(error, CheckpointError::ShardMissing { .. }));
+        assert!(
+            message.contains(r#"tensor "b""#) && message.contains("two.safetensors, which is missing"),
+            "{message}"
+        );
+
+        weights(&dir.path().join("two.safetensors"), &[("c", 1.0)]);
+        let (error, message) = refusal(dir.path());
+        assert!(
+            matches!(error, CheckpointError::ShardLacksTensor { .. }),
+            "it is in the other shard: {message}"
+        );
+        assert!(
+            message.contains(r#"tensor "b""#) && message.contains("two.safetensors, which does not"),
+            "{message}"
+        );
+
+        weights(&dir.path().join("two.safetensors"), &[("b", 1.0)]);
+        let (error, message) = refusal(dir.path());
+        assert!(matches!(error, CheckpointError::TensorInTwoFiles { .. }));
+        assert!(message.contains("one.safetensors") && message.contains("two.safetensors"), "{message}");
+    }
+
+    #[test]
+    fn shards_without_their_index() {
+        let dir = folder();
+        weights(&dir.path().join("model-00001-of-00002.safetensors"), &[("a", 1.0)]);
+        let (error, message) = refusal(dir.path());
+        assert!(matches!(error, CheckpointError::IndexMissing { .. }));
+        assert!(message.contains("model-00001-of-00002.safetensors"), "{message}");
+    }
+
+    #[test]
+    fn names_of_shards() {
+        for name in ["model-00001-of-00002.safetensors", "x-1-of-9.safetensors"] {
+            assert!(is_shard_name(name), "{name}");
+        }
+        for name in ["model.safetensors", "a-of-b.safetensors", "1-of-2.safetensors", "m-00001-of-00002.bin"]
+        {
+            assert!(!is_shard_name(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn weights_in_no_or_another_format() {
+        let dir = folder();
+        fs::write(dir.path().join("training_args.bin"), "").unwrap();
+        let (error, message) = refusal(dir.path());
+        assert!(matches!(error, CheckpointError::NoWeights { .. }), "{message}");
+        for name in ["tiny.Q4_1.gguf", "pytorch_model.bin"] {
+            fs::write(dir.path().join(name), "").unwrap();
+            let (error, message) = refusal(dir.path());
+            assert!(matches!(error, CheckpointError::OtherFormat { .. }));
+            assert!(message.contains(name) && message.contains("save_pretrained"), "{message}");
+        }
+    }
+
+    #[test]
+    fn configurations_that_are_none() {
+        let dir = folder();
+        let config = dir.path().join("config.json");
+        for (json, says) in [
+            ("{", "not valid JSON"),
+            ("[]", "holds a list"),
+            ("null", "holds null"),
+            ("\"a\"", "holds a string"),
+        ] {
+            fs::write(&config, json).unwrap();
+            let (_, message) = refusal(dir.path());
+            assert!(message.contains("config.json") && message.contains(says), "{message}");
+        }
+        File::create(&config).unwrap().set_len(CONFIG_LIMIT + 1).unwrap();
+        assert!(matches!(refusal(dir.path()).0, CheckpointError::JsonTooLarge { .. }));
+        fs::remove_file(&config).unwrap();
+        let (error, message) = refusal(dir.path());
+        assert!(matches!(error, CheckpointError::ConfigMissing { .. }));
+        assert!(message.contains("config.json is missing"), "{message}");
+        fs::create_dir(&config).unwrap();
+        assert!(matches!(refusal(dir.path()).0, CheckpointError::NotAFile { .. }));
+    }
+
+    #[test]
+    fn a_folder_that_is_none() {
+        let dir = folder();
+        for path in [dir.path().join("absent"), dir.path().join("config.json")] {
+            let (error, message) = refusal(&path);
+            assert!(matches!(error, CheckpointError::NotAFolder { .. }));
+            assert!(message.contains("is not a folder"), "{message}");
+        }
+    }
+
+    #[test]
+    fn identity_is_of_the_contents_alone() {
+        let file = |dir: &Path, value: f32, middle: f32| {
+            let mut long = vec![0; 4 * 100_000];
+            long[200_000..200_004].copy_from_slice(&middle.to_le_bytes());
+            let tensors = [
+                (TensorSpec::new("a", Dtype::F32, [1]), value.to_le_bytes().to_vec()),
+                (TensorSpec::new("long", Dtype::F32, [100_000]), long),
+            ];
+            write_file(&dir.join(SINGLE), &tensors);
+            Checkpoint::open(dir).unwrap().identity().unwrap()
+        };
+        let (one, two) = (folder(), folder());
+        let identity = file(one.path(), 1.0, 0.0);
+        assert_eq!(identity, file(two.path(), 1.0, 0.0), "the same model elsewhere and later");
+        assert_ne!(identity, file(one.path(), 2.0, 0.0), "another value");
+        assert_ne!(identity, file(one.path(), 1.0, 5.0), "another value, far from both ends");
+        fs::write(two.path().join("config.json"), r#"{"model_type":"opt"}"#).unwrap();
+        assert_ne!(identity, file(two.path(), 1.0, 0.0), "another configuration");
+    }
+
+    #[test]
+    fn metadata_of_the_first_file_wins() {
+        let dir = folder();
+        for (name, text) in [("a", "first"), ("b", "second")] {
+            let metadata = BTreeMap::from([("from".into(), text.into()), (name.into(), "own".into())]);
+            let path = dir.path().join(format!("{name}.safetensors"));
+            crate::SafetensorsWriter::create(&path, &[], &metadata).unwrap().finish().unwrap();
+        }
+        let checkpoint = Checkpoint::open(dir.path()).unwrap();
+        let metadata: Vec<_> = checkpoint.metadata().iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+        assert_eq!(metadata, [("a", "own"), ("b", "own"), ("from", "first")]);
+    }
+}

@@ -1,0 +1,809 @@
+//! How the numbers of a matrix are stored: element, granularity, scale format.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use crate::kernel::{self, Grid};
+use crate::pack::{pack, packed_len, unpack};
+use crate::{Element, FormatError};
+
+/// How many values share a scale. Written `tensor`, `channel`, `group16`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Granularity {
+    /// One scale for the whole matrix.
+    Tensor,
+    /// One scale a row: an output channel of a weight, a token of an activation.
+    Channel,
+    /// One scale for so many neighbours within a row; it divides the columns.
+    Group(usize),
+}
+
+/// How a scale is stored. Written `f32`, `e8m0`, `e4m3`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub enum ScaleFormat {
+    /// Any positive number; the same as a real-valued exponent bias.
+    #[default]
+    F32,
+    /// A power of two in one byte (OCP MX), 2^−126 … 2^127.
+    E8M0,
+    /// A `float8_e4m3fn` of at most 448, times one `f32` scale of the tensor (NVFP4).
+    E4M3,
+}
+
+/// How the numbers of a matrix are stored.
+///
+/// As text `e2m1/channel`, with `/e8m0` or `/e4m3` for other scales than `f32`, then `/dynamic` and `/shifts`. It is
+/// serialized as a map of its fields, and read from a map or from that text.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize)]
+pub struct Scheme {
+    /// The number type of one code.
+    pub element: Element,
+    /// How many values share a scale.
+    pub granularity: Granularity,
+    /// How a scale is stored.
+    pub scale: ScaleFormat,
+    /// Activations only: scales are taken from the values at run time, rather than from calibration.
+    pub dynamic: bool,
+    /// Activations only: every column has an integer shift s, and its scale is the shared one times 2^−s (LLM-FP4,
+    /// pre-shifted exponent bias).
+    pub shifts: bool,
+}
+
+impl Scheme {
+    /// A static scheme with `f32` scales and without shifts.
+    pub fn new(element: Element, granularity: Granularity) -> Self {
+        Self { element, granularity, scale: ScaleFormat::F32, dynamic: false, shifts: false }
+    }
+
+    /// The same scheme with another scale format.
+    pub fn with_scale(self, scale: ScaleFormat) -> Self {
+        Self { scale, ..self }
+    }
+
+    /// Checks that a `rows × cols` matrix can be stored this way.
+    ///
+    /// # Errors
+    /// [`FormatError::Shape`] if the group does not divide the columns (or is 0), naming `tensor`.
+    pub fn check_shape(&self, tensor: &str, rows: usize, cols: usize) -> Result<(), FormatError> {
+        match self.granularity {
+            Granularity::Group(group) if group == 0 || !cols.is_multiple_of(group) => {
+                Err(FormatError::Shape { tensor: tensor.to_owned(), rows, cols, group })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Scales of a `rows × cols` matrix that passes [`check_shape`](Self::check_shape).
+    pub fn scale_count(&self, rows: usize, cols: usize) -> usize {
+        match self.granularity {
+            Granularity::Tensor => 1,
+            Granularity::Channel => rows,
+            Granularity::Group(group) => rows * (cols / group.max(1)),
+        }
+    }
+
+    /// Stored bits per value of a `rows × cols` matrix: codes in whole bytes a row, scales, the tensor scale of
+    /// [`ScaleFormat::E4M3`], and E bits a column for shifts. NaN for an empty matrix.
+    pub fn bits_per_value(&self, rows: usize, cols: usize) -> f64 {
+        let codes = 8.0 * rows as f64 * packed_len(self.element.bits(), cols) as f64;
+        let (each, once) = match self.scale {
+            ScaleFormat::F32 => (32.0, 0.0),
+            ScaleFormat::E8M0 => (8.0, 0.0),
+            ScaleFormat::E4M3 => (8.0, 32.0),
+        };
+        let scales = each * self.scale_count(rows, cols) as f64 + once;
+        let shift_bits = (self.element.max_shift() as u32 + 1).ilog2();
+        let shifts = if self.shifts { f64::from(shift_bits) * cols as f64 } else { 0.0 };
+        (codes + scales + shifts) / (rows as f64 * cols as f64)
+    }
+
+    /// The MinMax scales of `x [rows, cols]`: those at which each share's largest magnitude maps to the element's
+    /// largest value, rounded as the scale format asks. Returns them with the tensor scale (1 but for E4M3).
+    ///
+    /// F32 takes the quotient; E8M0 the OCP rule `2^(floor(log2 max) − floor(log2 max_value))`; E4M3 the tensor scale
+    /// `max / (448 · max_value)` and the block quotient over it, rounded to nearest even and never to 0.
+    ///
+    /// # Errors
+    /// [`FormatError::Shape`] or [`FormatError::Length`] for shapes, naming `tensor`; [`FormatError::NonFinite`].
+    pub fn max_scales(
+        &self,
+        tensor: &str,
+        x: &[f32],
+        rows: usize,
+        cols: usize,
+    ) -> Result<(Vec<f32>, f32), FormatError> {
+        check_matrix(tensor, x, rows, cols)?;
+        self.check_shape(tensor, rows, cols)?;
+        let share = match self.granularity {
+            Granularity::Tensor => x.len(),
+            Granularity::Channel => cols,
+            Granularity::Group(group) => group,
+        };
+        // One maximum a share; a share without values has 0, like one of zeros.
+        let mut maxima: Vec<f32> = x.chunks(share.max(1)).map(kernel::max_abs).collect();
+        maxima.resize(self.scale_count(rows, cols), 0.0);
+        let element = self.element;
+        let mut tensor_scale = 1.0;
+        if self.scale == ScaleFormat::E4M3 {
+            let max = kernel::max_abs(&maxima);
+            if max > 0.0 {
+                tensor_scale = (max / (E4M3_MAX * element.max_value())).max(SMALLEST_TENSOR_SCALE);
+            }
+        }
+        let scales = maxima.iter().map(|&max| match self.scale {
+            ScaleFormat::F32 => element.scale_from_max(max),
+            _ if max == 0.0 => 1.0,
+            ScaleFormat::E8M0 => floor_power_of_two(max) / floor_power_of_two(element.max_value()),
+            ScaleFormat::E4M3 => max / element.max_value() / tensor_scale,
+        });
+        Ok((scales.map(|scale| self.scale.round(scale)).collect(), tensor_scale))
+    }
+}
+
+/// The largest `float8_e4m3fn`.
+const E4M3_MAX: f32 = 448.0;
+/// The smallest, 2^−9.
+const E4M3_MIN: f32 = 1.0 / 512.0;
+/// So that its product with the smallest E4M3 is still a normal number: 2^−117.
+const SMALLEST_TENSOR_SCALE: f32 = f32::MIN_POSITIVE / E4M3_MIN;
+
+/// `2^floor(log2 x)` of a positive number; subnormals count as 2^−126.
+fn floor_power_of_two(x: f32) -> f32 {
+    f32::from_bits(x.to_bits() & 0x7f80_0000).max(f32::MIN_POSITIVE)
+}
+
+impl ScaleFormat {
+    /// The nearest positive scale that this format stores; a stored scale is never 0.
+    ///
+    /// E8M0 rounds to the power of two nearest in value, ties up; E4M3 to nearest even, from 2^−9 to 448. A NaN gives
+    /// some number or NaN; [`holds`](Self::holds) refuses it.
+    pub fn round(self, scale: f32) -> f32 {
+        match self {
+            Self::F32 => scale.clamp(f32::MIN_POSITIVE, f32::MAX),
+            Self::E8M0 => {
+                let low = floor_power_of_two(scale.clamp(f32::MIN_POSITIVE, f32::MAX));
+                // 2^127 has no power above it.
+                if scale >= 1.5 * low && low < 2f32.powi(127) { 2.0 * low } else { low }
+            }
+            Self::E4M3 => Grid::of(Element::E4M3).ending_at(E4M3_MAX).round(scale).max(E4M3_MIN),
+        }
+    }
+
+    /// The byte that stores a scale this format can represent; `None` for F32 and for all other scales.
+    pub fn to_byte(self, scale: f32) -> Option<u8> {
+        if !self.holds(scale) {
+            return None;
+        }
+        match self {
+            Self::F32 => None,
+            // The exponent field of an f32 has the same bias.
+            Self::E8M0 => Some((scale.to_bits() >> 23) as u8),
+            Self::E4M3 => {
+                let mut code = [0];
+                kernel::encode(Element::E4M3, 1.0, &[scale], &mut code);
+                Some(code[0])
+            }
+        }
+    }
+
+    /// The scale that a byte stores; `None` for F32, for NaN, for what is not a positive number, and for E8M0's 2^−127,
+    /// whose inverse has no room in `f32`'s normal numbers.
+    pub fn from_byte(self, byte: u8) -> Option<f32> {
+        let scale = match self {
+            Self::F32 => return None,
+            Self::E8M0 => f32::from_bits(u32::from(byte) << 23),
+            Self::E4M3 => Element::E4M3.value(byte),
+        };
+        self.holds(scale).then_some(scale)
+    }
+
+    /// Whether this format stores exactly this scale.
+    pub fn holds(self, scale: f32) -> bool {
+        scale.is_normal() && scale > 0.0 && self.round(scale) == scale
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::E8M0 => "e8m0",
+            Self::E4M3 => "e4m3",
+        }
+    }
+}
+
+impl fmt::Display for ScaleFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for ScaleFormat {
+    type Err = FormatError;
+
+    fn from_str(text: &str) -> Result<Self, FormatError> {
+        let known = [Self::F32, Self::E8M0, Self::E4M3];
+        known.into_iter().find(|format| format.name() == text).ok_or_else(|| FormatError::Parse {
+            what: "a scale format",
+            text: text.to_owned(),
+            expected: "f32, e8m0 or e4m3",
+        })
+    }
+}
+
+impl fmt::Display for Granularity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tensor => f.pad("tensor"),
+            Self::Channel => f.pad("channel"),
+            Self::Group(group) => f.pad(&format!("group{group}")),
+        }
+    }
+}
+
+impl FromStr for Granularity {
+    type Err = FormatError;
+
+    fn from_str(text: &str) -> Result<Self, FormatError> {
+        let group = |text: &str| {
+            let digits = text.strip_prefix("group").filter(|d| d.bytes().all(|b| b.is_ascii_digit()))?;
+            digits.parse().ok().filter(|&group| group > 0)
+        };
+        match text {
+            "tensor" => Ok(Self::Tensor),
+            "channel" => Ok(Self::Channel),
+            _ => group(text).map(Self::Group).ok_or_else(|| FormatError::Parse {
+                what: "a granularity",
+                text: text.to_owned(),
+                expected: "tensor, channel, or a group such as group16",
+            }),
+        }
+    }
+}
+
+impl fmt::Display for Scheme {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut text = format!("{}/{}", self.element, self.granularity);
+        if self.scale != ScaleFormat::F32 {
+            text += "/";
+            text += self.scale.name();
+        }
+        if self.dynamic {
+            text += "/dynamic";
+        }
+        if self.shifts {
+            text += "/shifts";
+        }
+        f.pad(&text)
+    }
+}
+
+impl FromStr for Scheme {
+    type Err = FormatError;
+
+    /// Reads `e2m1/channel`, then in any order a scale format, `dynamic` and `shifts`, each at most once.
+    fn from_str(text: &str) -> Result<Self, FormatError> {
+        let wrong = || FormatError::Parse {
+            what: "a scheme",
+            text: text.to_owned(),
+            expected: "an element and a granularity, such as e2m1/channel or e2m1/group16/e4m3/dynamic",
+        };
+        let mut parts = text.split('/');
+        let (Some(element), Some(granularity)) = (parts.next(), parts.next()) else { return Err(wrong()) };
+        let mut scheme = Self::new(element.parse()?, granularity.parse()?);
+        let mut scale = None;
+        for part in parts {
+            match part {
+                "dynamic" if !scheme.dynamic => scheme.dynamic = true,
+                "shifts" if !scheme.shifts => scheme.shifts = true,
+                _ if scale.is_none() => scale = Some(part.parse().map_err(|_| wrong())?),
+                _ => return Err(wrong()),
+            }
+        }
+        scheme.scale = scale.unwrap_or_default();
+        Ok(scheme)
+    }
+}
+
+/// Serializes as the text that `Display` writes and `FromStr` reads.
+macro_rules! serde_as_text {
+    ($($name:ty),*) => {$(
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+            }
+        }
+    )*};
+}
+serde_as_text!(Granularity, ScaleFormat);
+
+impl<'de> Deserialize<'de> for Scheme {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Fields {
+            element: Element,
+            granularity: Granularity,
+            #[serde(default)]
+            scale: ScaleFormat,
+            #[serde(default)]
+            dynamic: bool,
+            #[serde(default)]
+            shifts: bool,
+        }
+
+        struct TextOrMap;
+        impl<'de> de::Visitor<'de> for TextOrMap {
+            type Value = Scheme;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a scheme, as text such as \"e2m1/channel\" or as a map of its fields")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Scheme, E> {
+                text.parse().map_err(E::custom)
+            }
+
+            fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<Scheme, A::Error> {
+                let f = Fields::deserialize(de::value::MapAccessDeserializer::new(map))?;
+                let Fields { element, granularity, scale, dynamic, shifts } = f;
+                Ok(Scheme { element, granularity, scale, dynamic, shifts })
+            }
+        }
+
+        deserializer.deserialize_any(TextOrMap)
+    }
+}
+
+/// The scale of each column, `scale · 2^(−shift)`, and its inverse, as the column kernels take them.
+///
+/// Powers of two leave both exact; results are kept normal.
+pub fn shifted_scales(scale: f32, shifts: &[u8]) -> (Vec<f32>, Vec<f32>) {
+    let shifted = shifts.iter().map(|&shift| (scale * (-f32::from(shift)).exp2()).max(f32::MIN_POSITIVE));
+    shifted.map(|scale| (scale, 1.0 / scale)).unzip()
+}
+
+/// Codes of `x [rows, cols]` with one scale a row: one code a byte, after a check of all values.
+///
+/// # Errors
+/// [`FormatError::Length`], [`FormatError::NonFinite`] or [`FormatError::Scale`], naming `tensor`.
+pub fn quantize_rows(
+    tensor: &str,
+    element: Element,
+    scales: &[f32],
+    x: &[f32],
+    rows: usize,
+    cols: usize,
+    codes: &mut [u8],
+) -> Result<(), FormatError> {
+    check_matrix(tensor, x, rows, cols)?;
+    check_length(tensor, "codes", codes.len(), x.len())?;
+    check_scales(tensor, ScaleFormat::F32, scales, rows)?;
+    if cols > 0 {
+        for ((codes, x), &scale) in codes.chunks_exact_mut(cols).zip(x.chunks_exact(cols)).zip(scales) {
+            kernel::encode(element, scale, x, codes);
+        }
+    }
+    Ok(())
+}
+
+fn check_length(tensor: &str, what: &'static str, found: usize, expected: usize) -> Result<(), FormatError> {
+    if found == expected {
+        Ok(())
+    } else {
+        Err(FormatError::Length { tensor: tensor.to_owned(), what, expected, found })
+    }
+}
+
+fn check_matrix(tensor: &str, x: &[f32], rows: usize, cols: usize) -> Result<(), FormatError> {
+    check_length(tensor, "values", x.len(), rows.saturating_mul(cols))?;
+    kernel::check_finite(x).map_err(|index| FormatError::NonFinite {
+        tensor: tensor.to_owned(),
+        index,
+        value: x[index],
+    })
+}
+
+fn check_scales(
+    tensor: &str,
+    format: ScaleFormat,
+    scales: &[f32],
+    expected: usize,
+) -> Result<(), FormatError> {
+    check_length(tensor, "scales", scales.len(), expected)?;
+    match scales.iter().position(|&scale| !format.holds(scale)) {
+        Some(index) => Err(FormatError::Scale {
+            tensor: tensor.to_owned(),
+            index,
+            value: scales[index],
+            format: format.name(),
+        }),
+        None => Ok(()),
+    }
+}
+
+/// A matrix stored by a scheme.
+///
+/// The value at (r, c) is `table(code) · (scale · tensor_scale)`, the product of scales rounded to `f32` first.
+#[derive(Clone, PartialEq, Debug)]
+pub struct QuantizedMatrix {
+    /// Name of the tensor, for messages.
+    pub name: String,
+    /// How it is stored.
+    pub scheme: Scheme,
+    /// Rows: output channels of a weight.
+    pub rows: usize,
+    /// Columns: inputs of a weight.
+    pub cols: usize,
+    /// Packed codes, [`row_bytes`](Self::row_bytes) a row.
+    pub codes: Vec<u8>,
+    /// 1, `rows`, or `rows × (cols / group)` scales, row by row, each a value of the scale format.
+    pub scales: Vec<f32>,
+    /// A multiplier of all scales; 1 unless the scale format is E4M3.
+    pub tensor_scale: f32,
+}
+
+impl QuantizedMatrix {
+    /// Quantizes `x [rows, cols]` with MinMax scales, see [`Scheme::max_scales`].
+    ///
+    /// # Errors
+    /// [`FormatError`] for shapes, values that are not finite, and schemes with shifts or dynamic scales.
+    pub fn quantize_max(
+        name: &str,
+        x: &[f32],
+        rows: usize,
+        cols: usize,
+        scheme: Scheme,
+    ) -> Result<Self, FormatError> {
+        let (scales, tensor_scale) = scheme.max_scales(name, x, rows, cols)?;
+        Self::quantize_with_scales(name, x, rows, cols, scheme, scales, tensor_scale)
+    }
+
+    /// Quantizes `x [rows, cols]` with the given scales, [`Scheme::scale_count`] of them, and a tensor scale that is 1
+    /// unless the scale format is E4M3.
+    ///
+    /// # Errors
+    /// [`FormatError`] for shapes, values that are not finite, scales that the format does not hold, and schemes with
+    /// shifts or dynamic scales.
+    pub fn quantize_with_scales(
+        name: &str,
+        x: &[f32],
+        rows: usize,
+        cols: usize,
+        scheme: Scheme,
+        scales: Vec<f32>,
+        tensor_scale: f32,
+    ) -> Result<Self, FormatError> {
+        check_matrix(name, x, rows, cols)?;
+        let row_bytes = packed_len(scheme.element.bits(), cols);
+        let codes = vec![0; rows * row_bytes];
+        let mut matrix = Self::from_parts(name, scheme, rows, cols, codes, scales, tensor_scale)?;
+
+        let mut codes = vec![0; cols];
+        let mut row = RowScales::new(&matrix);
+        for r in 0..rows {
+            let x = &x[r * cols..][..cols];
+            match row.at(&matrix, r) {
+                Shared::Row(scale) => kernel::encode(scheme.element, scale, x, &mut codes),
+                Shared::Columns { inverse, .. } => {
+                    kernel::encode_columns(scheme.element, inverse, x, &mut codes)
+                }
+            }
+            pack(scheme.element.bits(), &codes, &mut matrix.codes[r * row_bytes..][..row_bytes]);
+        }
+        Ok(matrix)
+    }
+
+    /// A matrix of codes and scales made elsewhere, such as read from a file.
+    ///
+    /// # Errors
+    /// [`FormatError`] if their lengths do not fit the shape, a scale is not one of its format, or the scheme has
+    /// shifts or dynamic scales.
+    pub fn from_parts(
+        name: &str,
+        scheme: Scheme,
+        rows: usize,
+        cols: usize,
+        codes: Vec<u8>,
+        scales: Vec<f32>,
+        tensor_scale: f32,
+    ) -> Result<Self, FormatError> {
+        if scheme.shifts || scheme.dynamic {
+            return Err(FormatError::Unsupported {
+                operation: "storing a matrix",
+                scheme: scheme.to_string(),
+                hint: "shifts and dynamic scales are for activations, which are not stored; drop them",
+            });
+        }
+        scheme.check_shape(name, rows, cols)?;
+        check_length(
+            name,
+            "code bytes",
+            codes.len(),
+            rows.saturating_mul(packed_len(scheme.element.bits(), cols)),
+        )?;
+        check_scales(name, scheme.scale, &scales, scheme.scale_count(rows, cols))?;
+        let unused = scheme.scale != ScaleFormat::E4M3 && tensor_scale != 1.0;
+        let mut products = scales.iter().map(|scale| scale * tensor_scale);
+        if unused || !products.all(|product| product.is_normal() && product > 0.0) {
+            let format = if unused { "a tensor scale of 1" } else { "f32, times each block scale," };
+            return Err(FormatError::Scale {
+                tensor: name.to_owned(),
+                index: 0,
+                value: tensor_scale,
+                format,
+            });
+        }
+        Ok(Self { name: name.to_owned(), scheme, rows, cols, codes, scales, tensor_scale })
+    }
+
+    /// Bytes of codes in one row.
+    pub fn row_bytes(&self) -> usize {
+        packed_len(self.scheme.element.bits(), self.cols)
+    }
+
+    /// Writes the values of row `r` to `out`.
+    ///
+    /// # Panics
+    /// If there is no such row, or `out` is not `cols` long.
+    pub fn dequantize_row(&self, r: usize, out: &mut [f32]) {
+        let mut codes = vec![0; self.cols];
+        self.decode_row(r, &mut codes, &mut RowScales::new(self), out);
+    }
+
+    /// Writes `out.len()` values of row `r`, from column `from`: a piece that starts on a byte, as all multiples of 8 do.
+    ///
+    /// # Panics
+    /// If there are no such values, or the piece does not start on a byte.
+    pub fn dequantize_piece(&self, r: usize, from: usize, out: &mut [f32]) {
+        let (element, bytes) = (self.scheme.element, self.row_bytes());
+        let skipped = from * element.bits() as usize;
+        assert!(skipped.is_multiple_of(8) && from + out.len() <= self.cols);
+        let mut codes = [0u8; 256];
+        let (mut at, mut done) = (r * bytes + skipped / 8, 0);
+        while done < out.len() {
+            let n = (out.len() - done).min(codes.len());
+            unpack(element.bits(), &self.codes[at..(r + 1) * bytes], n, &mut codes[..n]);
+            let mut column = 0;
+            while column < n {
+                // Columns up to the next change of scale.
+                let (scale, until) = match self.scheme.granularity {
+                    Granularity::Tensor => (self.scales[0], n),
+                    Granularity::Channel => (self.scales[r], n),
+                    Granularity::Group(g) => {
+                        let absolute = from + done + column;
+                        (self.scales[r * (self.cols / g) + absolute / g], (column + g - absolute % g).min(n))
+                    }
+                };
+                let span = column..until;
+                kernel::decode(element, scale * self.tensor_scale, &codes[span.clone()], &mut out[done..][span]);
+                column = until;
+            }
+            done += n;
+            at += n * element.bits() as usize / 8;
+        }
+    }
+
+    /// All values, row-major.
+    pub fn dequantize(&self) -> Vec<f32> {
+        let mut out = vec![0.0; self.rows * self.cols];
+        let mut codes = vec![0; self.cols];
+        let mut row = RowScales::new(self);
+        for r in 0..self.rows {
+            self.decode_row(r, &mut codes, &mut row, &mut out[r * self.cols..][..self.cols]);
+        }
+        out
+    }
+
+    fn decode_row(&self, r: usize, codes: &mut [u8], row: &mut RowScales, out: &mut [f32]) {
+        let element = self.scheme.element;
+        let bytes = self.row_bytes();
+        unpack(element.bits(), &self.codes[r * bytes..][..bytes], self.cols, codes);
+        match row.at(self, r) {
+            Shared::Row(scale) => kernel::decode(element, scale, codes, out),
+            Shared::Columns { scales, .. } => kernel::decode_columns(element, scales, codes, out),
+        }
+    }
+}
+
+/// The scale of a row, or of each of its columns.
+enum Shared<'a> {
+    Row(f32),
+    Columns { scales: &'a [f32], inverse: &'a [f32] },
+}
+
+/// Room to spread group scales over columns: one kernel call a row is much faster than one a group.
+struct RowScales {
+    scales: Vec<f32>,
+    inverse: Vec<f32>,
+}
+
+impl RowScales {
+    fn new(matrix: &QuantizedMatrix) -> Self {
+        let grouped = matches!(matrix.scheme.granularity, Granularity::Group(_));
+        let room = if grouped { matrix.cols } else { 0 };
+        Self { scales: vec![0.0; room], inverse: vec![0.0; room] }
+    }
+
+    fn at(&mut self, matrix: &QuantizedMatrix, r: usize) -> Shared<'_> {
+        let group = match matrix.scheme.granularity {
+            Granularity::Tensor => return Shared::Row(matrix.scales[0] * matrix.tensor_scale),
+            Granularity::Channel => return Shared::Row(matrix.scales[r] * matrix.tensor_scale),
+            Granularity::Group(group) => group,
+        };
+        let groups = matrix.cols / group;
+        let columns = self.scales.chunks_exact_mut(group).zip(self.inverse.chunks_exact_mut(group));
+        for ((scales, inverse), scale) in columns.zip(&matrix.scales[r * groups..][..groups]) {
+            let scale = scale * matrix.tensor_scale;
+            scales.fill(scale);
+            inverse.fill(1.0 / scale);
+        }
+        Shared::Columns { scales: &self.scales, inverse: &self.inverse }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::element::tests::all;
+
+    fn wave(n: usize) -> Vec<f32> {
+        (0..n).map(|i| (i as f32 * 0.7).sin() * (1.0 + (i % 13) as f32)).collect()
+    }
+
+    fn scheme(text: &str) -> Scheme {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_scheme_is_written_and_read_as_text() {
+        for text in ["e2m1/channel", "int4/group128", "e2m1/group16/e4m3/dynamic", "e2m1/tensor/shifts"] {
+            assert_eq!(scheme(text).to_string(), text);
+        }
+        assert_eq!(scheme("e2m1/group32/e8m0").scale, ScaleFormat::E8M0);
+        for wrong in
+            ["e2m1", "e2m1/row", "e2m1/group0", "e2m1/group", "e2m1/channel/dynamic/dynamic", "e2m1/channel/"]
+        {
+            assert!(wrong.parse::<Scheme>().is_err(), "{wrong}");
+        }
+        let message = "e2m1/row".parse::<Scheme>().unwrap_err().to_string();
+        assert_eq!(message, "'row' is not a granularity; write tensor, channel, or a group such as group16");
+    }
+
+    #[test]
+    fn a_scheme_in_a_file_is_a_map_or_the_same_text() {
+        let nvfp4 = scheme("e2m1/group16/e4m3");
+        let json = serde_json::to_string(&nvfp4).unwrap();
+        assert_eq!(
+            json,
+            r#"{"element":"e2m1","granularity":"group16","scale":"e4m3","dynamic":false,"shifts":false}"#
+        );
+        let read = |json: &str| serde_json::from_str::<Scheme>(json);
+        assert_eq!(read(&json).unwrap(), nvfp4);
+        assert_eq!(read(r#""e2m1/group16/e4m3""#).unwrap(), nvfp4);
+        let short = read(r#"{"element": "int4", "granularity": "channel"}"#).unwrap();
+        assert_eq!(short, Scheme::new(Element::INT4, Granularity::Channel));
+        for wrong in
+            [r#"{"element": "e9m9", "granularity": "channel"}"#, r#"{"element": "e2m1", "gran": 1}"#, "7"]
+        {
+            assert!(read(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn storage_counts_scales_and_shifts() {
+        assert_eq!(scheme("e2m1/group16/e4m3").bits_per_value(1, 32), 4.0 + 0.5 + 1.0);
+        assert_eq!(scheme("e2m1/group32/e8m0").bits_per_value(64, 64), 4.25);
+        assert_eq!(scheme("e2m1/channel").bits_per_value(8, 64), 4.5);
+        assert_eq!(scheme("e2m1/tensor/shifts").bits_per_value(2, 64), 4.0 + 0.25 + 1.0);
+        // Rows end on whole bytes.
+        assert_eq!(scheme("int4/channel").bits_per_value(1, 1), 8.0 + 32.0);
+    }
+
+    #[test]
+    fn a_matrix_gives_back_its_fake_quantized_values() {
+        let x = wave(6 * 32);
+        for element in all() {
+            for granularity in [Granularity::Tensor, Granularity::Channel, Granularity::Group(8)] {
+                let scheme = Scheme::new(element, granularity);
+                let matrix = QuantizedMatrix::quantize_max("w", &x, 6, 32, scheme).unwrap();
+                let share = 6 * 32 / matrix.scales.len();
+                let mut expected = x.clone();
+                for (x, &scale) in expected.chunks_mut(share).zip(&matrix.scales) {
+                    kernel::fake_quantize_in_place(element, scale, x);
+                }
+                assert_eq!(matrix.dequantize(), expected, "{scheme}");
+                let mut row = vec![0.0; 32];
+                matrix.dequantize_row(3, &mut row);
+                assert_eq!(row, expected[96..128], "{scheme}");
+            }
+        }
+    }
+
+    #[test]
+    fn odd_rows_start_on_bytes_and_empty_ones_are_fine() {
+        let x = wave(3 * 5);
+        let matrix = QuantizedMatrix::quantize_max("w", &x, 3, 5, scheme("e2m1/channel")).unwrap();
+        assert_eq!((matrix.row_bytes(), matrix.codes.len()), (3, 9));
+        for (rows, cols) in [(0, 4), (4, 0), (0, 0)] {
+            for text in ["e2m1/tensor", "e2m1/channel", "e2m1/group4"] {
+                let matrix = QuantizedMatrix::quantize_max("w", &[], rows, cols, scheme(text)).unwrap();
+                assert!(matrix.dequantize().is_empty());
+            }
+        }
+    }
+
+    #[test]
+    fn e8m0_scales_follow_the_ocp_rule() {
+        let mut x = [0.0; 32];
+        for (max, scale) in [(6.0, 1.0), (7.9, 1.0), (8.0, 2.0), (4.0, 1.0), (3.9, 0.5), (0.0, 1.0)] {
+            x[5] = -max;
+            let matrix = QuantizedMatrix::quantize_max("w", &x, 1, 32, scheme("e2m1/group32/e8m0")).unwrap();
+            assert_eq!(matrix.scales, [scale], "{max}");
+        }
+        assert_eq!(ScaleFormat::E8M0.to_byte(2.0), Some(128));
+        assert_eq!(ScaleFormat::E8M0.from_byte(128), Some(2.0));
+        assert_eq!(ScaleFormat::E8M0.from_byte(255), None);
+        assert_eq!([0.74, 0.75, 1.49].map(|s| ScaleFormat::E8M0.round(s)), [0.5, 1.0, 1.0]);
+    }
+
+    #[test]
+    fn e4m3_scales_use_their_whole_range() {
+        let mut x = wave(4 * 32);
+        x[40..48].fill(0.0);
+        x[48] = 1e-7;
+        let matrix = QuantizedMatrix::quantize_max("w", &x, 4, 32, scheme("e2m1/group16/e4m3")).unwrap();
+        assert_eq!(kernel::max_abs(&matrix.scales), 448.0);
+        for (x, q) in x.iter().zip(matrix.dequantize()) {
+            // Half the widest gap of the table, and half a unit of the scale's last place.
+            assert!((x - q).abs() <= kernel::max_abs(&matrix.scales) * matrix.tensor_scale * 1.5, "{x} {q}");
+        }
+        for byte in 0..=255u8 {
+            match ScaleFormat::E4M3.from_byte(byte) {
+                Some(scale) => assert_eq!(ScaleFormat::E4M3.to_byte(scale), Some(byte)),
+                None => assert!(byte == 0 || byte >= 0x7f),
+            }
+        }
+        assert_eq!(
+            [449.0, 470.0, 1e9, 1e-9].map(|s| ScaleFormat::E4M3.round(s)),
+            [448.0, 448.0, 448.0, 1.0 / 512.0]
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let message = |result: Result<QuantizedMatrix, FormatError>| result.unwrap_err().to_string();
+        let mut x = wave(24);
+        let text = message(QuantizedMatrix::quantize_max("q_proj", &x, 2, 12, scheme("e2m1/group16")));
+        assert!(text.contains("'q_proj' [2, 12]") && text.contains("16"), "{text}");
+        let text = message(QuantizedMatrix::quantize_max("q_proj", &x, 2, 13, scheme("e2m1/channel")));
+        assert!(text.contains("values should have 26 entries and has 24"), "{text}");
+        let text = message(QuantizedMatrix::quantize_max("x", &x, 2, 12, scheme("e2m1/channel/dynamic")));
+        assert!(text.contains("e2m1/channel/dynamic"), "{text}");
+        for (bad, format) in [(0.0, "f32"), (f32::NAN, "f32"), (-1.0, "f32"), (3.0, "e8m0"), (449.0, "e4m3")]
+        {
+            let scheme = scheme(&format!("e2m1/channel/{format}"));
+            let result = QuantizedMatrix::quantize_with_scales("w", &x, 2, 12, scheme, vec![1.0, bad], 1.0);
+            assert!(matches!(result, Err(FormatError::Scale { index: 1, .. })), "{bad} {format}");
+        }
+        x[17] = f32::INFINITY;
+        let text = message(QuantizedMatrix::quantize_max("q_proj", &x, 2, 12, scheme("e2m1/channel")));
+        assert!(text.contains("'q_proj'") && text.contains("inf at flat index 17"), "{text}");
+        let result = quantize_rows("q_proj", Element::E2M1, &[1.0; 2], &x, 2, 12, &mut [0; 24]);
+        assert!(matches!(result, Err(FormatError::NonFinite { index: 17, .. })));
+    }
+
+    #[test]
+    fn shifts_divide_a_scale_by_powers_of_two() {
+        let (scales, inverse) = shifted_scales(0.3, &[0, 1, 3]);
+        assert_eq!(scales, [0.3, 0.15, 0.0375]);
+        assert_eq!(inverse, scales.iter().map(|s| 1.0 / s).collect::<Vec<_>>()[..]);
+    }
+}

@@ -1,0 +1,93 @@
+//! Linear layers, from full-precision tensors or from codes.
+
+use crate::Site;
+use halfbyte_checkpoint::RawTensor;
+use halfbyte_formats::{InputQuantizer, QuantizedMatrix};
+use halfbyte_tensor::{Matrix, Operand, Rows, product_into};
+use rayon::prelude::*;
+
+/// A weight `[outputs, inputs]` in the form in which it is stored.
+#[derive(Debug)]
+pub enum Weight {
+    /// f32, f16 or bf16, and the number of inputs.
+    Stored(RawTensor, usize),
+    /// Codes and scales.
+    Quantized(QuantizedMatrix),
+}
+
+impl Weight {
+    fn with<R>(&self, f: impl FnOnce(&dyn Operand) -> R) -> R {
+        match self {
+            Self::Stored(RawTensor::F32(v), inputs) => f(&Rows::new(v, *inputs)),
+            Self::Stored(RawTensor::F16(v), inputs) => f(&Rows::new(v, *inputs)),
+            Self::Stored(RawTensor::BF16(v), inputs) => f(&Rows::new(v, *inputs)),
+            Self::Quantized(q) => f(&Codes(q)),
+        }
+    }
+
+    /// Writes row `row` as f32.
+    pub fn read_row(&self, row: usize, out: &mut [f32]) {
+        self.with(|w| w.read(row, 0, out));
+    }
+
+    /// All of it as f32.
+    pub fn to_f32(&self) -> Matrix {
+        self.with(|w| {
+            let mut out = Matrix::zeros(w.rows(), w.depth());
+            let cols = out.cols;
+            out.data.par_chunks_mut(cols).enumerate().for_each(|(r, row)| w.read(r, 0, row));
+            out
+        })
+    }
+}
+
+struct Codes<'a>(&'a QuantizedMatrix);
+
+impl Operand for Codes<'_> {
+    fn rows(&self) -> usize {
+        self.0.rows
+    }
+    fn depth(&self) -> usize {
+        self.0.cols
+    }
+    fn read(&self, row: usize, from: usize, out: &mut [f32]) {
+        self.0.dequantize_piece(row, from, out);
+    }
+}
+
+/// A linear layer that can be computed: `y = Q(x) Wᵀ + b`.
+#[derive(Debug)]
+pub struct Linear {
+    /// Its description.
+    pub site: Site,
+    /// The weight.
+    pub weight: Weight,
+    /// The bias `[outputs]`.
+    pub bias: Option<Vec<f32>>,
+    /// How the input is quantized first, if it is.
+    pub input: Option<InputQuantizer>,
+}
+
+impl Linear {
+    /// The layer's output `[tokens, outputs]` for `x` `[tokens, inputs]`.
+    pub fn forward(&self, x: &Matrix) -> Matrix {
+        let mut out = Matrix::zeros(x.rows, self.site.outputs);
+        if let Some(bias) = &self.bias {
+            out.data.chunks_exact_mut(bias.len()).for_each(|row| row.copy_from_slice(bias));
+        }
+        let quantized = self.input.as_ref().map(|q| {
+            let mut x = x.data.clone();
+            x.par_chunks_mut(x_chunk(self.site.inputs)).for_each(|rows| q.apply(rows));
+            x
+        });
+        let x = Rows::new(quantized.as_deref().unwrap_or(&x.data), self.site.inputs);
+        let stride = self.site.outputs;
+        self.weight.with(|w| product_into(&x, w, &mut out.data, stride));
+        out
+    }
+}
+
+/// A few whole rows, enough work for a task.
+fn x_chunk(channels: usize) -> usize {
+    channels * (16_384 / channels).max(1)
+}

@@ -1,0 +1,151 @@
+//! Rotary frequencies and their scalings, as Hugging Face configs describe them.
+
+use crate::ModelError;
+use crate::config::{Config, invalid, unsupported};
+use halfbyte_tensor::Rotary;
+use std::f64::consts::PI;
+
+/// Rotary frequencies of one model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rope {
+    /// Angle a position, for each pair of channels.
+    pub frequencies: Vec<f32>,
+    /// Factor on sines and cosines, 1 but for YaRN.
+    pub amplitude: f64,
+}
+
+impl Rope {
+    /// Reads `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` (before).
+    ///
+    /// # Errors
+    /// An unknown `rope_type` is refused by name, a missing parameter by key.
+    pub(crate) fn from_config(config: &Config, head_dim: usize, context: usize) -> Result<Self, ModelError> {
+        let nested = config.get("rope_parameters").or_else(|| config.get("rope_scaling"));
+        if let Some(value) = nested
+            && !value.is_object()
+        {
+            return Err(invalid("rope_parameters", format!("{value} is not an object")));
+        }
+        let empty = serde_json::json!({});
+        let scaling = Config(nested.unwrap_or(&empty));
+        let theta = scaling.number("rope_theta")?.or(config.number("rope_theta")?).unwrap_or(10_000.0);
+        if theta <= 1.0 {
+            return Err(invalid("rope_theta", format!("{theta} is not above 1")));
+        }
+        let partial = scaling.number("partial_rotary_factor")?.or(config.number("partial_rotary_factor")?);
+        if let Some(factor) = partial.filter(|&f| f != 1.0) {
+            return Err(unsupported("partial_rotary_factor", factor));
+        }
+        let kind = match scaling.text("rope_type")? {
+            Some(kind) => kind,
+            None => scaling.text("type")?.unwrap_or("default"),
+        };
+        let pairs = head_dim / 2;
+        let power = |i: usize| theta.powf(2.0 * i as f64 / head_dim as f64);
+        let plain = (0..pairs).map(|i| 1.0 / power(i));
+        let required = |key: &str| {
+            scaling.number(key)?.filter(|&v| v > 0.0).ok_or_else(|| {
+                invalid(&format!("rope_parameters.{key}"), format!("missing or not positive, rope_type {kind} needs it"))
+            })
+        };
+        let mut amplitude = 1.0;
+        let frequencies: Vec<f64> = match kind {
+            "default" => plain.collect(),
+            "linear" => {
+                let factor = required("factor")?;
+                plain.map(|f| f / factor).collect()
+            }
+            "llama3" => {
+                let (factor, low, high) = (required("factor")?, required("low_freq_factor")?, required("high_freq_factor")?);
+                let original = required("original_max_position_embeddings")?;
+                if high <= low {
+                    return Err(invalid("rope_parameters.high_freq_factor", format!("{high} is not above {low}")));
+                }
+                // Long waves are stretched, short ones stay, between them a linear blend (LLaMA 3.1).
+                plain
+                    .map(|f| {
+                        let turns = original * f / (2.0 * PI);
+                        let keep = ((turns - low) / (high - low)).clamp(0.0, 1.0);
+                        (1.0 - keep) * f / factor + keep * f
+                    })
+                    .collect()
+            }
+            "yarn" => {
+                let factor = match scaling.number("factor")? {
+                    Some(_) => required("factor")?,
+                    None => context as f64 / required("original_max_position_embeddings")?,
+                };
+                let original =
+                    scaling.number("original_max_position_embeddings")?.filter(|&v| v > 0.0).unwrap_or(context as f64);
+                amplitude = yarn_amplitude(&scaling, factor)?;
+                let keep = yarn_ramp(&scaling, theta, head_dim, original)?;
+                plain.zip(keep).map(|(f, keep)| f / factor * (1.0 - keep) + f * keep).collect()
+            }
+            other => return Err(unsupported("rope_type", other)),
+        };
+        Ok(Self { frequencies: frequencies.into_iter().map(|f| f as f32).collect(), amplitude })
+    }
+
+    /// Sine and cosine tables for `positions` positions.
+    pub fn tables(&self, positions: usize) -> Rotary {
+        Rotary::new(&self.frequencies, self.amplitude, positions)
+    }
+}
+
+/// YaRN's attention factor, folded into the tables (arXiv 2309.00071, section 3.4).
+fn yarn_amplitude(scaling: &Config, factor: f64) -> Result<f64, ModelError> {
+    let mscale = |m: f64| if factor <= 1.0 { 1.0 } else { 0.1 * m * factor.ln() + 1.0 };
+    if let Some(given) = scaling.number("attention_factor")? {
+        return Ok(given);
+    }
+    let nonzero = |key| Ok::<_, ModelError>(scaling.number(key)?.filter(|&v| v != 0.0));
+    Ok(match (nonzero("mscale")?, nonzero("mscale_all_dim")?) {
+        (Some(m), Some(all)) => mscale(m) / mscale(all),
+        _ => mscale(1.0),
+    })
+}
+
+/// For each pair of channels, how much of its own frequency YaRN keeps: 1 for fast ones, 0 for slow ones.
+fn yarn_ramp(scaling: &Config, theta: f64, dim: usize, original: f64) -> Result<Vec<f64>, ModelError> {
+    let or = |key, default| Ok::<_, ModelError>(scaling.number(key)?.filter(|&v| v != 0.0).unwrap_or(default));
+    let (fast, slow) = (or("beta_fast", 32.0)?, or("beta_slow", 1.0)?);
+    let channel = |turns: f64| dim as f64 * (original / (turns * 2.0 * PI)).ln() / (2.0 * theta.ln());
+    let (mut low, mut high) = (channel(fast), channel(slow));
+    if scaling.flag("truncate", true)? {
+        (low, high) = (low.floor(), high.ceil());
+    }
+    let (low, mut high) = (low.max(0.0), high.min(dim as f64 - 1.0));
+    if low == high {
+        high += 0.001;
+    }
+    Ok((0..dim / 2).map(|i| 1.0 - ((i as f64 - low) / (high - low)).clamp(0.0, 1.0)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn rope(config: serde_json::Value) -> Result<Rope, ModelError> {
+        Rope::from_config(&Config(&config), 8, 64)
+    }
+
+    #[test]
+    fn theta_is_found_at_either_place() {
+        let old = rope(json!({"rope_theta": 500.0})).unwrap();
+        assert_eq!(old, rope(json!({"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}})).unwrap());
+        assert!((old.frequencies[1] - 500f32.powf(-0.25)).abs() < 1e-6);
+    }
+
+    #[test]
+    fn an_unknown_type_is_refused_by_name() {
+        let error = rope(json!({"rope_scaling": {"type": "dynamic", "factor": 2.0}})).unwrap_err().to_string();
+        assert!(error.contains("rope_type = dynamic"), "{error}");
+    }
+
+    #[test]
+    fn a_missing_parameter_is_named() {
+        let error = rope(json!({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}})).unwrap_err().to_string();
+        assert!(error.contains("low_freq_factor"), "{error}");
+    }
+}

@@ -1,0 +1,116 @@
+//! Rounding with error feedback: GPTQ (arXiv 2210.17323) in the form of Babai's nearest plane (arXiv 2507.18553).
+//!
+//! With `G + λI = R Rᵀ`, R upper triangular in the order of the columns, the output error of a row is `‖Rᵀ(w − q)‖²`.
+//! Going through the columns, each is rounded at `w_i + Σ_{k<i} R_ki (w_k − q_k) / R_ii`, which makes its own term as
+//! small as its grid allows. Columns with the largest second moment come first, while there are later ones left to make
+//! up for their error.
+
+use crate::QuantizeError;
+use halfbyte_formats::{Element, kernel};
+use halfbyte_tensor::{Columns, Matrix, Rows, cholesky_in_place, product_into, solve_lower, solve_lower_transposed};
+use rayon::prelude::*;
+
+/// Columns rounded between two matrix products.
+const BLOCK: usize = 64;
+
+/// The factor of a damped Gram matrix.
+pub(super) struct Factor {
+    /// Lower triangular; of the Gram matrix with its columns in reverse `order`.
+    lower: Vec<f32>,
+    /// Columns as they are rounded, first to last.
+    order: Vec<usize>,
+    damping: f32,
+}
+
+impl Factor {
+    /// Factorises `gram + λI`, λ being `damping` times the mean of the diagonal; ten and a hundred times that where
+    /// f32 does not suffice.
+    pub(super) fn new(gram: &[f32], n: usize, damping: f32) -> Result<Self, QuantizeError> {
+        let diagonal: Vec<f32> = (0..n).map(|i| gram[i * n + i]).collect();
+        let mean = (diagonal.iter().map(|&d| f64::from(d)).sum::<f64>() / n as f64) as f32;
+        let mut order: Vec<usize> = (0..n).collect();
+        order.sort_by(|&a, &b| diagonal[b].total_cmp(&diagonal[a]).then(a.cmp(&b)));
+        for raised in [1.0, 10.0, 100.0] {
+            let lambda = (damping * raised * mean).max(f32::MIN_POSITIVE * 1e6);
+            let mut lower = vec![0.0f32; n * n];
+            lower.par_chunks_mut(n).enumerate().for_each(|(i, row)| {
+                let from = order[n - 1 - i];
+                for (j, v) in row.iter_mut().enumerate() {
+                    *v = gram[from * n + order[n - 1 - j]];
+                }
+                row[i] += lambda;
+            });
+            if cholesky_in_place(&mut lower, n).is_ok() {
+                return Ok(Self { lower, order, damping: lambda });
+            }
+        }
+        Err(QuantizeError::Singular)
+    }
+
+    pub(super) fn damping(&self) -> f32 {
+        self.damping
+    }
+
+    /// Replaces every row of `b` by `row (G + λI)⁻¹`.
+    pub(super) fn solve(&self, b: &mut [f32]) {
+        let n = self.order.len();
+        let mut permuted = vec![0.0f32; b.len()];
+        permuted.par_chunks_mut(n).zip(b.par_chunks(n)).for_each(|(p, b)| {
+            p.iter_mut().zip(self.order.iter().rev()).for_each(|(p, &c)| *p = b[c]);
+        });
+        solve_lower(&self.lower, n, &mut permuted);
+        solve_lower_transposed(&self.lower, n, &mut permuted);
+        b.par_chunks_mut(n).zip(permuted.par_chunks(n)).for_each(|(b, p)| {
+            p.iter().zip(self.order.iter().rev()).for_each(|(p, &c)| b[c] = *p);
+        });
+    }
+
+    /// `R[k][i]` in the order of rounding: the reverse of the lower factor.
+    fn upper(&self, k: usize, i: usize) -> f32 {
+        let n = self.order.len();
+        self.lower[(n - 1 - k) * n + n - 1 - i]
+    }
+}
+
+/// Rounds every row of `weight` in its format and scale, writing values of that grid to `out`.
+pub(super) fn round(weight: &Matrix, formats: &[(Element, f32)], factor: &Factor, out: &mut Matrix) {
+    let (rows, n) = (weight.rows, weight.cols);
+    // What earlier columns push onto each column, `Σ R_ki (w_k − q_k)`, columns in the order of rounding.
+    let mut pushed = Matrix::zeros(rows, n);
+    for from in (0..n).step_by(BLOCK) {
+        let to = (from + BLOCK).min(n);
+        let width = to - from;
+        let corner: Vec<f32> =
+            (from..to).flat_map(|k| (from..to).map(move |i| (k, i))).map(|(k, i)| factor.upper(k, i)).collect();
+        let mut errors = vec![0.0f32; rows * width];
+        let rows_of = pushed.data.par_chunks_mut(n).zip(out.data.par_chunks_mut(n)).zip(errors.par_chunks_mut(width));
+        rows_of.enumerate().for_each(|(r, ((pushed, out), errors))| {
+            let (element, scale) = formats[r];
+            let w = weight.row(r);
+            for i in 0..width {
+                let column = factor.order[from + i];
+                let wanted = w[column] + pushed[from + i] / corner[i * width + i];
+                let mut q = [0.0f32];
+                kernel::fake_quantize(element, scale, &[wanted], &mut q);
+                out[column] = q[0];
+                let error = w[column] - q[0];
+                errors[i] = error;
+                for later in i + 1..width {
+                    pushed[from + later] += corner[i * width + later] * error;
+                }
+            }
+        });
+        if to < n {
+            // R[from..to, to..] as an operand: row i is column `to + i` of R.
+            let right: Vec<f32> =
+                (from..to).flat_map(|k| (to..n).map(move |i| (k, i))).map(|(k, i)| factor.upper(k, i)).collect();
+            let stride = n;
+            product_into(
+                &Rows::new(&errors, width),
+                &Columns::new(&right, n - to, n - to),
+                &mut pushed.data[to..],
+                stride,
+            );
+        }
+    }
+}

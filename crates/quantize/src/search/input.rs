@@ -1,0 +1,231 @@
+//! The format, scale and shifts of a layer's input.
+//!
+//! With the quantized weight `Ŵ`, the input `X` and its quantized form `X + D`, the output error is
+//! `‖D Ŵᵀ‖² + 2 Σ D∘P` and a constant, where `P = (X Ŵᵀ − target) Ŵ`.
+
+use super::{Exactness, Grid, best_indices};
+use halfbyte_formats::{Element, InputQuantizer, kernel};
+use halfbyte_tensor::{Columns, Matrix, Rows, dot, product, sum_of_squares};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+
+/// How the channels' integer shifts are found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ShiftRule {
+    /// No shifts: one exponent bias for the tensor.
+    None,
+    /// From each channel's largest magnitude, as published.
+    Maximum,
+    /// The shift with the least error of each channel, weighted by the channel's part in the output.
+    Error,
+}
+
+/// Tokens, and what their quantization does to the output.
+pub struct InputProblem<'a> {
+    /// Inputs of a sample of tokens, `[tokens, inputs]`.
+    pub x: &'a Matrix,
+    /// `P` above, `[tokens, inputs]`; absent where it is zero.
+    pub linear: Option<&'a Matrix>,
+    /// `Ŵ`, `[outputs, inputs]`.
+    pub weight: &'a Matrix,
+    /// Largest magnitude of every channel over all tokens.
+    pub channel_max: &'a [f32],
+}
+
+/// The best quantizer in one format.
+#[derive(Clone, Debug)]
+pub struct InputChoice {
+    /// The quantizer.
+    pub quantizer: InputQuantizer,
+    /// Its output error over the sample, up to the same constant in all formats.
+    pub error: f64,
+}
+
+/// Finds the best quantizer in each of `elements`.
+pub fn search_input(
+    problem: &InputProblem,
+    elements: &[Element],
+    grid: &Grid,
+    rule: ShiftRule,
+    exactness: Exactness,
+) -> Vec<InputChoice> {
+    let form = Form::new(problem);
+    elements
+        .iter()
+        .map(|&element| {
+            let mut candidates = match rule {
+                ShiftRule::None | ShiftRule::Maximum => by_maximum(problem, element, grid, rule),
+                ShiftRule::Error => by_error(problem, &form, element, grid),
+            };
+            let finalists = exactness.count(candidates.len());
+            if finalists < candidates.len() {
+                let scores: Vec<f64> = candidates
+                    .par_iter()
+                    .map(|c| c.score.unwrap_or_else(|| form.diagonal_error(problem, &c.quantizer)))
+                    .collect();
+                let keep = best_indices(&scores, finalists);
+                candidates = keep.into_iter().map(|i| candidates[i].clone()).collect();
+            }
+            let mut best: Option<InputChoice> = None;
+            for candidate in candidates {
+                let error = form.error(problem, &candidate.quantizer);
+                if best.as_ref().is_none_or(|b| error < b.error) {
+                    best = Some(InputChoice { quantizer: candidate.quantizer, error });
+                }
+            }
+            best.expect("a grid has at least one candidate")
+        })
+        .collect()
+}
+
+#[derive(Clone)]
+struct Candidate {
+    quantizer: InputQuantizer,
+    /// The diagonal's error, where it is known already.
+    score: Option<f64>,
+}
+
+/// The published candidates: multiples of the least channel bias, shifts by the published rule.
+fn by_maximum(problem: &InputProblem, element: Element, grid: &Grid, rule: ShiftRule) -> Vec<Candidate> {
+    // The least channel bias is that of the largest magnitude.
+    let largest = problem.channel_max.iter().copied().fold(0.0f32, f32::max);
+    let base = element.scale_from_max(largest);
+    grid.factors()
+        .into_iter()
+        .map(|factor| {
+            let scale = grid.scale(element, factor, base);
+            let quantizer = match rule {
+                ShiftRule::None => InputQuantizer::new(element, scale, Vec::new()),
+                _ => InputQuantizer::with_published_shifts(element, scale, problem.channel_max),
+            };
+            Candidate { quantizer, score: None }
+        })
+        .collect()
+}
+
+/// Steps an octave of the lattice of scales on which [`by_error`] measures every channel.
+const LATTICE: usize = 8;
+
+/// Candidates whose shifts have the least error channel by channel. Scales lie on a lattice of eight to the octave, so
+/// that a channel's error at tensor scale `s` and shift `k` is the one at scale `s · 2^(−k)`: each is measured once.
+fn by_error(problem: &InputProblem, form: &Form, element: Element, grid: &Grid) -> Vec<Candidate> {
+    let largest = problem.channel_max.iter().copied().fold(0.0f32, f32::max);
+    let top = element.scale_from_max(largest) * grid.high;
+    let octaves = f64::from(grid.high / grid.low).log2().ceil().max(1.0) as usize;
+    let tensor_steps = octaves * LATTICE;
+    let max_shift = element.max_shift() as usize;
+    let lattice: Vec<f32> = (0..=tensor_steps + max_shift * LATTICE)
+        .map(|i| (f64::from(top) * (-(i as f64) / LATTICE as f64).exp2()).max(f64::from(f32::MIN_POSITIVE)) as f32)
+        .collect();
+    // errors[j][i]: channel j at lattice scale i.
+    let errors: Vec<Vec<f64>> = (0..problem.x.cols)
+        .into_par_iter()
+        .map(|j| lattice.iter().map(|&scale| form.channel_error(element, scale, j)).collect())
+        .collect();
+    (0..=tensor_steps)
+        .into_par_iter()
+        .map(|i| {
+            let mut score = 0.0;
+            let shifts = errors
+                .iter()
+                .map(|channel| {
+                    let (mut best, mut error) = (0, channel[i]);
+                    for k in 1..=max_shift {
+                        if channel[i + k * LATTICE] < error {
+                            (best, error) = (k, channel[i + k * LATTICE]);
+                        }
+                    }
+                    score += error;
+                    best as u8
+                })
+                .collect();
+            Candidate { quantizer: InputQuantizer::new(element, lattice[i], shifts), score: Some(score) }
+        })
+        .collect()
+}
+
+/// What all candidates share.
+struct Form {
+    /// `X` and `P`, a channel a line.
+    x: Vec<f32>,
+    linear: Option<Vec<f32>>,
+    /// Diagonal of `ŴᵀŴ`.
+    diagonal: Vec<f32>,
+    /// `ŴᵀŴ`, where that is smaller than `Ŵ`.
+    gram: Option<Vec<f32>>,
+    tokens: usize,
+}
+
+impl Form {
+    fn new(problem: &InputProblem) -> Self {
+        let (tokens, inputs) = (problem.x.rows, problem.x.cols);
+        let w = problem.weight;
+        let mut diagonal = vec![0.0f32; inputs];
+        for row in w.data.chunks_exact(inputs) {
+            diagonal.iter_mut().zip(row).for_each(|(d, w)| *d += w * w);
+        }
+        let gram = (w.rows > inputs).then(|| {
+            let columns = Columns::new(&w.data, inputs, inputs);
+            product(&columns, &columns).data
+        });
+        let linear = problem.linear.map(|p| transposed(p));
+        Self { x: transposed(problem.x), linear, diagonal, gram, tokens }
+    }
+
+    /// The error of channel `j` alone at one scale, as the diagonal sees it.
+    fn channel_error(&self, element: Element, scale: f32, j: usize) -> f64 {
+        let range = j * self.tokens..(j + 1) * self.tokens;
+        let x = &self.x[range.clone()];
+        let weight = f64::from(self.diagonal[j]);
+        match &self.linear {
+            None => weight * kernel::squared_error(element, scale, x),
+            Some(p) => {
+                let (mut square, mut cross) = (0.0f64, 0.0f64);
+                let mut q = [0.0f32; 256];
+                for (x, p) in x.chunks(256).zip(p[range].chunks(256)) {
+                    let q = &mut q[..x.len()];
+                    kernel::fake_quantize(element, scale, x, q);
+                    q.iter_mut().zip(x).for_each(|(q, x)| *q -= x);
+                    square += sum_of_squares(q);
+                    cross += dot(q, p);
+                }
+                weight * square + 2.0 * cross
+            }
+        }
+    }
+
+    fn diagonal_error(&self, problem: &InputProblem, q: &InputQuantizer) -> f64 {
+        let shift = |j: usize| q.shifts().get(j).copied().unwrap_or(0);
+        let scale = |j: usize| q.scale() * (-f32::from(shift(j))).exp2();
+        (0..problem.x.cols).map(|j| self.channel_error(q.element(), scale(j), j)).sum()
+    }
+
+    /// The full form.
+    fn error(&self, problem: &InputProblem, q: &InputQuantizer) -> f64 {
+        let inputs = problem.x.cols;
+        let mut d = problem.x.data.clone();
+        d.par_chunks_mut(inputs * 64).zip(problem.x.data.par_chunks(inputs * 64)).for_each(|(d, x)| {
+            q.apply(d);
+            d.iter_mut().zip(x).for_each(|(d, x)| *d -= x);
+        });
+        let rows = Rows::new(&d, inputs);
+        let square = match &self.gram {
+            Some(g) => dot(&product(&rows, &Rows::new(g, inputs)).data, &d),
+            None => sum_of_squares(&product(&rows, &Rows::new(&problem.weight.data, inputs)).data),
+        };
+        square + problem.linear.map_or(0.0, |p| 2.0 * dot(&d, &p.data))
+    }
+}
+
+fn transposed(m: &Matrix) -> Vec<f32> {
+    let mut out = vec![0.0; m.data.len()];
+    out.par_chunks_mut(m.rows.max(1) * 16).enumerate().for_each(|(block, out)| {
+        for (t, row) in m.data.chunks_exact(m.cols).enumerate() {
+            for (i, line) in out.chunks_exact_mut(m.rows).enumerate() {
+                line[t] = row[block * 16 + i];
+            }
+        }
+    });
+    out
+}

@@ -1,0 +1,93 @@
+//! The scale of every row of a weight, in every candidate format.
+//!
+//! With the layer's input `X̂`, a row `w` and its quantized form `w + e`, the output error is
+//! `eᵀ G e + 2 eᵀ c` and a constant, where `G = X̂ᵀX̂` and `c = X̂ᵀ(X̂ w − target)`: no candidate needs the tokens.
+
+use super::{Exactness, Grid, best_indices};
+use halfbyte_formats::{Element, kernel};
+use halfbyte_tensor::{Matrix, Rows, dot, product};
+use rayon::prelude::*;
+
+/// Rows of one weight and the quadratic form of their output error.
+pub struct WeightProblem<'a> {
+    /// `[rows, inputs]`.
+    pub weight: &'a Matrix,
+    /// `X̂ᵀX̂`, `[inputs, inputs]`.
+    pub gram: &'a [f32],
+    /// `X̂ᵀ(X̂ w − target)` for every row, `[rows, inputs]`; absent where it is zero.
+    pub linear: Option<&'a Matrix>,
+}
+
+/// The best scale of every row in one format.
+#[derive(Clone, Debug)]
+pub struct RowChoice {
+    /// The format.
+    pub element: Element,
+    /// One scale a row.
+    pub scales: Vec<f32>,
+    /// Output error of every row, up to the same constant in all formats.
+    pub errors: Vec<f64>,
+}
+
+/// Finds the best scale of every row in each of `elements`.
+pub fn search_weight(
+    problem: &WeightProblem,
+    elements: &[Element],
+    grid: &Grid,
+    exactness: Exactness,
+) -> Vec<RowChoice> {
+    let (rows, inputs) = (problem.weight.rows, problem.weight.cols);
+    let diagonal: Vec<f32> = (0..inputs).map(|j| problem.gram[j * inputs + j]).collect();
+    let zeros = vec![0.0; inputs];
+    let linear = |r: usize| problem.linear.map_or(&zeros[..], |m| m.row(r));
+    let factors = grid.factors();
+    let finalists = exactness.count(factors.len());
+    elements
+        .iter()
+        .map(|&element| {
+            // Each row's candidates, best first where a ranking is wanted.
+            let candidates: Vec<Vec<f32>> = (0..rows)
+                .into_par_iter()
+                .map(|r| {
+                    let w = problem.weight.row(r);
+                    let base = element.scale_from_max(kernel::max_abs(w));
+                    let scales: Vec<f32> = factors.iter().map(|&f| grid.scale(element, f, base)).collect();
+                    if finalists == factors.len() {
+                        return scales;
+                    }
+                    let score = |&s: &f32| kernel::quadratic_error(element, s, w, &diagonal, linear(r));
+                    let scores: Vec<f64> = scales.iter().map(score).collect();
+                    best_indices(&scores, finalists).into_iter().map(|i| scales[i]).collect()
+                })
+                .collect();
+            let mut best = RowChoice { element, scales: vec![1.0; rows], errors: vec![f64::INFINITY; rows] };
+            for i in 0..finalists {
+                let scales: Vec<f32> = candidates.iter().map(|c| c[i]).collect();
+                let errors = row_errors(problem, element, &scales);
+                for (r, error) in errors.into_iter().enumerate() {
+                    if error < best.errors[r] {
+                        (best.errors[r], best.scales[r]) = (error, scales[r]);
+                    }
+                }
+            }
+            best
+        })
+        .collect()
+}
+
+/// The full quadratic form for one scale a row.
+fn row_errors(problem: &WeightProblem, element: Element, scales: &[f32]) -> Vec<f64> {
+    let (rows, inputs) = (problem.weight.rows, problem.weight.cols);
+    let mut e = Matrix::zeros(rows, inputs);
+    e.data.par_chunks_mut(inputs).enumerate().for_each(|(r, e)| {
+        let w = problem.weight.row(r);
+        kernel::fake_quantize(element, scales[r], w, e);
+        e.iter_mut().zip(w).for_each(|(q, w)| *q -= w);
+    });
+    // G is symmetric: its rows are its columns.
+    let ge = product(&Rows::new(&e.data, inputs), &Rows::new(problem.gram, inputs));
+    (0..rows)
+        .into_par_iter()
+        .map(|r| dot(e.row(r), ge.row(r)) + problem.linear.map_or(0.0, |c| 2.0 * dot(e.row(r), c.row(r))))
+        .collect()
+}

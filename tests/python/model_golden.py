@@ -1,0 +1,218 @@
+"""Golden outputs of `transformers` for the tests of crates/model.
+
+    pip install -r tests/python/requirements.txt
+    python tests/python/model_golden.py            # writes crates/model/tests/golden/
+    python tests/python/model_golden.py --check    # regenerates elsewhere and compares within 1e-5; exit 1 on a difference
+    python tests/python/model_golden.py llama qwen3 SmolLM2    # only these
+
+Three kinds of output:
+
+CASE/  a tiny random checkpoint (config.json, model.safetensors, as save_pretrained writes them, apart from what EDITS
+       changes) and golden.safetensors, computed from the folder as transformers reads it back:
+       input_ids I64 [2, 48]; logits F32 [2, 48, 96]; hidden_0 .. hidden_n F32 [48, 32], of the first sequence alone:
+       the embedding, the output of each layer but the last, and the last layer's output after the final norm.
+stories260K.safetensors  input_ids I64 [1, 64], logits F32 [1, 64, 512], text_ids I64 (the text's first 2,000 characters).
+SmolLM2.safetensors      input_ids I64 [1, 128]; positions I64 [7]; vocab_ids I64 (every 61st); logits F32 at those positions
+       and ids; top5_ids I64 and top5_logits F32 [7, 5]; nll F32 [1], the mean of the 127 next-token losses in nats;
+       text_ids I64 (the text's first 5,000 characters).
+
+The last two read models and texts from the folder in HALFBYTE_ASSETS (by default ../shared beside the repository).
+Texts are tokenized exactly as stored, CR LF included, and without special tokens. All is computed in float32, with eager
+attention, from the stored weights. Weights are random enough (linears N(0, 0.3), norms about 1) that attention is far
+from uniform, so a wrong mask, rotary form or head order moves the logits by far more than rounding does (up to 2.3e-6 of
+the largest logit, measured against float64); rms_norm_eps is 1e-3 for the same reason.
+"""
+import argparse
+import copy
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+import numpy as np
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+
+REPO = pathlib.Path(__file__).resolve().parents[2]
+GOLDEN = REPO / "crates/model/tests/golden"
+ASSETS = pathlib.Path(os.environ.get("HALFBYTE_ASSETS", REPO.parent / "shared"))
+SEED = 20231116
+TOLERANCE = 1e-5
+# One key, because safetensors writes several in an arbitrary order and the files would differ from run to run.
+METADATA = {"made_by": json.dumps({"command": "python tests/python/model_golden.py", "seed": SEED, "torch": torch.__version__,
+                                   "transformers": transformers.__version__})}
+
+SIZE = dict(vocab_size=96, hidden_size=32, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=64, rms_norm_eps=1e-3, tie_word_embeddings=False)
+WIDE = dict(head_dim=16)  # q_proj is [64, 32]; 8 rotary frequencies
+LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+          "original_max_position_embeddings": 32}
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 1024}
+YARN_MSCALE = YARN | {"mscale": 1.0, "mscale_all_dim": 0.5, "beta_fast": 16.0, "beta_slow": 2.0, "truncate": False}
+
+# name: (configuration class, what differs from SIZE, stored dtype)
+CASES = {
+    "llama": (LlamaConfig, {}, "float32"),
+    "llama_f16": (LlamaConfig, {}, "float16"),
+    "llama_tied_bf16": (LlamaConfig, dict(tie_word_embeddings=True), "bfloat16"),
+    "llama_bias": (LlamaConfig, dict(attention_bias=True, mlp_bias=True), "float32"),
+    "llama_rope_linear": (LlamaConfig, dict(rope_parameters=LINEAR), "float32"),
+    "llama_old_config": (LlamaConfig, dict(rope_parameters=LINEAR), "float32"),
+    "llama_rope_llama3": (LlamaConfig, dict(rope_parameters=LLAMA3, max_position_embeddings=256, **WIDE), "bfloat16"),
+    "llama_rope_yarn": (LlamaConfig, dict(rope_parameters=YARN, max_position_embeddings=4096, **WIDE), "bfloat16"),
+    "llama_rope_yarn_mscale": (LlamaConfig, dict(rope_parameters=YARN_MSCALE, max_position_embeddings=4096, **WIDE), "bfloat16"),
+    "mistral": (MistralConfig, dict(sliding_window=8), "float32"),
+    "mistral_nowindow": (MistralConfig, dict(sliding_window=None), "float32"),
+    "qwen2": (Qwen2Config, dict(use_sliding_window=False), "float32"),
+    "qwen2_sliding": (Qwen2Config, dict(use_sliding_window=True, sliding_window=8, max_window_layers=1,
+                                        num_hidden_layers=3), "bfloat16"),
+    "qwen3": (Qwen3Config, WIDE, "bfloat16"),
+}
+
+
+def old_layout(config):
+    """The same configuration as transformers 4 wrote it before RoPE became one dictionary."""
+    rope = config.pop("rope_parameters")
+    config["rope_theta"] = rope.pop("rope_theta")
+    config["rope_scaling"] = {"type": rope.pop("rope_type"), **rope}
+    config["torch_dtype"] = config.pop("dtype")
+    config["transformers_version"] = "4.40.0"
+    del config["head_dim"]
+
+
+def unused_window(config):
+    """Published Qwen2 configurations carry a window that use_sliding_window switches off."""
+    config["sliding_window"] = 8
+    del config["layer_types"]
+
+
+EDITS = {"llama_old_config": old_layout, "qwen2": unused_window}
+
+
+def randomize(model):
+    """Fills every parameter from the seed, in the order of their names."""
+    rng = np.random.default_rng(SEED)
+    for name, p in sorted(model.named_parameters()):
+        mean, std = (1.0, 0.2) if "norm" in name else (0.0, 1.0 if "embed" in name else 0.3)
+        p.data = torch.from_numpy(rng.normal(mean, std, tuple(p.shape)).astype(np.float32))
+
+
+def load(folder):
+    """The model of a folder, computing in float32 with eager attention."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+
+
+def write_case(name, out):
+    """One tiny checkpoint with its golden outputs."""
+    kind, changes, dtype = CASES[name]
+    model = AutoModelForCausalLM.from_config(kind(**copy.deepcopy(SIZE | changes)))
+    randomize(model)
+    model.to(getattr(torch, dtype)).save_pretrained(out / name)
+    (out / name / "generation_config.json").unlink(missing_ok=True)
+    if name in EDITS:
+        path = out / name / "config.json"
+        config = json.loads(path.read_text())
+        EDITS[name](config)
+        path.write_text(json.dumps(config, indent=2) + "\n")
+
+    ids = torch.from_numpy(np.random.default_rng(SEED).integers(0, SIZE["vocab_size"], (2, 48)))
+    result = load(out / name)(ids, output_hidden_states=True)
+    tensors = {f"hidden_{i}": h[0] for i, h in enumerate(result.hidden_states)}
+    save(tensors | {"input_ids": ids, "logits": result.logits}, out / name / "golden.safetensors")
+
+
+def stories(out):
+    """The LLaMA of 260,032 parameters, on the start of TinyStories."""
+    folder = ASSETS / "models/stories260K"
+    text_ids = tokenize(folder, "tinystories_valid_subset.txt", 2000)
+    ids = torch.tensor([text_ids[:64]])
+    save({"input_ids": ids, "logits": load(folder)(ids).logits, "text_ids": torch.tensor(text_ids)},
+         out / "stories260K.safetensors")
+
+
+def smollm2(out):
+    """SmolLM2-135M-Instruct, made from its GGUF, on the start of WikiText-2."""
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([sys.executable, ASSETS / "tools/smollm2_to_hf.py", folder], check=True, stdout=subprocess.DEVNULL)
+        text_ids = tokenize(pathlib.Path(folder), "wikitext2-test.txt", 5000)
+        ids = torch.tensor([text_ids[:128]])
+        logits = load(folder)(ids).logits[0]
+    positions = torch.tensor([0, 1, 2, 7, 31, 63, 127])
+    vocab_ids = torch.arange(0, logits.shape[1], 61)
+    top = logits[positions].topk(5)
+    nll = torch.nn.functional.cross_entropy(logits[:-1].double(), ids[0, 1:])
+    save({"input_ids": ids, "positions": positions, "vocab_ids": vocab_ids, "logits": logits[positions][:, vocab_ids],
+          "top5_ids": top.indices, "top5_logits": top.values, "nll": nll.float().reshape(1),
+          "text_ids": torch.tensor(text_ids)}, out / "SmolLM2.safetensors")
+
+
+def tokenize(folder, file, characters):
+    """Ids of the first characters of a text among the assets."""
+    with open(ASSETS / "data" / file, encoding="utf-8", newline="") as f:
+        text = f.read(characters)
+    return Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text, add_special_tokens=False).ids
+
+
+def save(tensors, path):
+    save_file({name: t.contiguous() for name, t in tensors.items()}, path, metadata=METADATA)
+
+
+def differences(fresh, committed):
+    """What differs between two output folders: one line each, for the files that `fresh` holds."""
+    for path in sorted(p for p in fresh.rglob("*") if p.is_file()):
+        name = path.relative_to(fresh)
+        other = committed / name
+        if not other.exists():
+            yield f"{name}: not in {committed}"
+        elif path.suffix == ".json":
+            a, b = ({k: v for k, v in json.loads(p.read_text()).items() if k != "transformers_version"} for p in (path, other))
+            if a != b:
+                yield f"{name}: other settings"
+        else:
+            yield from (f"{name}: {d}" for d in tensor_differences(path, other))
+
+
+def tensor_differences(path, other):
+    a, b = load_file(path), load_file(other)
+    if a.keys() != b.keys():
+        yield f"tensors {sorted(a.keys() ^ b.keys())} are in one of the two alone"
+    for key in sorted(a.keys() & b.keys()):
+        x, y = a[key], b[key]
+        if x.shape != y.shape or x.dtype != y.dtype:
+            yield f"{key}: {x.dtype} {x.shape}, committed {y.dtype} {y.shape}"
+        else:
+            error = (x.double() - y.double()).abs().max() / y.double().abs().max().clamp(min=1)
+            if not error <= (TOLERANCE if x.is_floating_point() else 0):
+                yield f"{key}: differs by {error:.1e} of the largest value"
+
+
+@torch.no_grad()
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="the cases to write (all of them when none is named)")
+    parser.add_argument("--check", action="store_true", help="compare with the committed files instead of writing them")
+    args = parser.parse_args()
+    writers = {name: (lambda out, name=name: write_case(name, out)) for name in CASES}
+    writers |= {"stories260K": stories, "SmolLM2": smollm2}
+    if unknown := set(args.names) - writers.keys():
+        parser.error(f"no case {sorted(unknown)}; there are {sorted(writers)}")
+    transformers.utils.logging.disable_progress_bar()
+    with tempfile.TemporaryDirectory() as temporary:
+        out = pathlib.Path(temporary) if args.check else GOLDEN
+        out.mkdir(parents=True, exist_ok=True)
+        for name in args.names or writers:
+            writers[name](out)
+            print(name, flush=True)
+        found = list(differences(out, GOLDEN)) if args.check else []
+    print("\n".join(found) or ("all equal" if args.check else f"written to {GOLDEN.relative_to(REPO)}"))
+    sys.exit(bool(found))
+
+
+if __name__ == "__main__":
+    main()
