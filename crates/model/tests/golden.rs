@@ -1,0 +1,135 @@
+//! Logits against PyPI `transformers`, from files that `tests/python/model_golden.py` wrote.
+
+use halfbyte_checkpoint::{RawTensor, SafetensorsFile};
+use halfbyte_model::Model;
+use halfbyte_tensor::{Matrix, log_sum_exp};
+use std::path::{Path, PathBuf};
+
+/// Largest difference relative to the largest expected value that counts as agreement.
+const TOLERANCE: f32 = 1e-4;
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+}
+
+fn asset(path: &str) -> Option<PathBuf> {
+    let root = std::env::var_os("HALFBYTE_ASSETS")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared"), PathBuf::from);
+    let found = root.join(path);
+    if found.exists() {
+        return Some(found);
+    }
+    println!("SKIPPED: {path} is not under HALFBYTE_ASSETS ({})", root.display());
+    None
+}
+
+fn floats(file: &SafetensorsFile, name: &str) -> Vec<f32> {
+    let shape = file.find(name).unwrap().shape.clone();
+    file.read_f32(name, &shape).unwrap()
+}
+
+fn ids(file: &SafetensorsFile, name: &str) -> Vec<u32> {
+    let bytes = file.read_bytes(name).unwrap();
+    bytes.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap()) as u32).collect()
+}
+
+fn worst(got: &[f32], expected: &[f32]) -> f32 {
+    assert_eq!(got.len(), expected.len());
+    let scale = expected.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+    got.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) / scale
+}
+
+/// The block outputs and the logits of one sequence.
+fn run(model: &Model, tokens: &[u32]) -> (Vec<Matrix>, Matrix) {
+    let rotary = model.architecture.rope.tables(tokens.len());
+    let mut states = vec![model.embedding().unwrap().embed(tokens).unwrap()];
+    for layer in 0..model.architecture.blocks.len() {
+        states.push(model.block(layer).unwrap().forward(states[layer].clone(), &rotary));
+    }
+    let head = model.head().unwrap();
+    let logits = head.logits(&states[states.len() - 1]);
+    let last = states.len() - 1;
+    states[last] = head.input(&states[last]);
+    (states, logits)
+}
+
+#[test]
+fn every_family_agrees_with_transformers() {
+    let mut cases = 0;
+    for entry in std::fs::read_dir(golden("")).unwrap() {
+        let dir = entry.unwrap().path();
+        if !dir.is_dir() {
+            continue;
+        }
+        cases += 1;
+        let name = dir.file_name().unwrap().to_string_lossy().into_owned();
+        let model = Model::open(&dir).unwrap();
+        let expected = SafetensorsFile::open(&dir.join("golden.safetensors")).unwrap();
+        let tokens = ids(&expected, "input_ids");
+        let shape = expected.find("input_ids").unwrap().shape.clone();
+        let mut logits = Vec::new();
+        for (i, sequence) in tokens.chunks(shape[1]).enumerate() {
+            let (states, out) = run(&model, sequence);
+            logits.extend(out.data);
+            if i == 0 {
+                for (layer, state) in states.iter().enumerate() {
+                    let error = worst(&state.data, &floats(&expected, &format!("hidden_{layer}")));
+                    assert!(error < TOLERANCE, "{name}: hidden state {layer} is off by {error:e}");
+                }
+            }
+        }
+        let error = worst(&logits, &floats(&expected, "logits"));
+        assert!(error < TOLERANCE, "{name}: logits are off by {error:e}");
+    }
+    assert!(cases >= 14, "{cases} golden cases");
+}
+
+
+#[test]
+fn stories260k_agrees_with_transformers() {
+    let Some(dir) = asset("models/stories260K") else { return };
+    let expected = SafetensorsFile::open(&golden("stories260K.safetensors")).unwrap();
+    let model = Model::open(&dir).unwrap();
+    let (_, logits) = run(&model, &ids(&expected, "input_ids"));
+    let error = worst(&logits.data, &floats(&expected, "logits"));
+    assert!(error < TOLERANCE, "logits are off by {error:e}");
+
+    let text = std::fs::read_to_string(asset("data/tinystories_valid_subset.txt").unwrap()).unwrap();
+    let text: String = text.chars().take(2000).collect();
+    assert_eq!(model.tokenizer().unwrap().encode(&text).unwrap(), ids(&expected, "text_ids"));
+}
+
+/// Needs SmolLM2 as a Hugging Face folder (`tools/smollm2_to_hf.py` of the assets), named by HALFBYTE_SMOLLM2.
+#[test]
+fn smollm2_agrees_with_transformers() {
+    let Some(dir) = std::env::var_os("HALFBYTE_SMOLLM2") else {
+        println!("SKIPPED: HALFBYTE_SMOLLM2 does not name the SmolLM2 folder");
+        return;
+    };
+    let expected = SafetensorsFile::open(&golden("SmolLM2.safetensors")).unwrap();
+    let model = Model::open(Path::new(&dir)).unwrap();
+    let tokens = ids(&expected, "input_ids");
+    let (_, logits) = run(&model, &tokens);
+    let (positions, vocabulary) = (ids(&expected, "positions"), ids(&expected, "vocab_ids"));
+    let got: Vec<f32> = positions
+        .iter()
+        .flat_map(|&p| vocabulary.iter().map(move |&v| (p, v)))
+        .map(|(p, v)| logits.row(p as usize)[v as usize])
+        .collect();
+    let error = worst(&got, &floats(&expected, "logits"));
+    assert!(error < TOLERANCE, "logits are off by {error:e}");
+
+    let top5 = ids(&expected, "top5_ids");
+    for (p, top) in positions.iter().zip(top5.chunks(5)) {
+        let row = logits.row(*p as usize);
+        let mut order: Vec<u32> = (0..row.len() as u32).collect();
+        order.sort_by(|&a, &b| row[b as usize].total_cmp(&row[a as usize]));
+        assert_eq!(order[..5], *top, "position {p}");
+    }
+    let nll: f64 = (0..tokens.len() - 1)
+        .map(|t| log_sum_exp(logits.row(t)) - f64::from(logits.row(t)[tokens[t + 1] as usize]))
+        .sum::<f64>()
+        / (tokens.len() - 1) as f64;
+    assert!((nll - f64::from(floats(&expected, "nll")[0])).abs() < 1e-5, "{nll}");
+    assert!(matches!(model.checkpoint.read_raw("model.norm.weight", &[576]).unwrap(), RawTensor::BF16(_)));
+}
