@@ -120,7 +120,10 @@ impl GroupSearch<'_> {
         } else {
             None
         };
-        if let (true, Some(factor), Some(c)) = (recipe.correct, &factor, linear.take()) {
+        if recipe.correct
+            && let Some(factor) = &factor
+            && let Some(c) = linear.take()
+        {
             let (weight, rest) = correct::correct(&self.weight, c, factor);
             (corrected, linear) = (Some(weight), Some(rest));
         }
