@@ -570,7 +570,8 @@ impl QuantizedMatrix {
         let (mut at, mut done) = (r * bytes + skipped / 8, 0);
         while done < out.len() {
             let n = (out.len() - done).min(codes.len());
-            unpack(element.bits(), &self.codes[at..(r + 1) * bytes], n, &mut codes[..n]);
+            let packed = packed_len(element.bits(), n);
+            unpack(element.bits(), &self.codes[at..at + packed], n, &mut codes[..n]);
             let mut column = 0;
             while column < n {
                 // Columns up to the next change of scale.
@@ -723,7 +724,20 @@ mod tests {
                 let mut row = vec![0.0; 32];
                 matrix.dequantize_row(3, &mut row);
                 assert_eq!(row, expected[96..128], "{scheme}");
+                matrix.dequantize_piece(3, 8, &mut row[..19]);
+                assert_eq!(row[..19], expected[104..123], "{scheme}");
             }
+        }
+    }
+
+    #[test]
+    fn pieces_longer_than_the_buffer_are_read_whole() {
+        let x = wave(2 * 1000);
+        for text in ["e2m1/channel", "e2m3/channel", "e4m3/group40"] {
+            let matrix = QuantizedMatrix::quantize_max("w", &x, 2, 1000, scheme(text)).unwrap();
+            let mut piece = vec![0.0; 600];
+            matrix.dequantize_piece(1, 256, &mut piece);
+            assert_eq!(piece, matrix.dequantize()[1256..1856], "{text}");
         }
     }
 

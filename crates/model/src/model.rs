@@ -171,6 +171,11 @@ pub struct Embedding {
 }
 
 impl Embedding {
+    /// The same table in another form, such as its codes.
+    pub fn with_table(&self, table: Weight) -> Self {
+        Self { table, vocabulary: self.vocabulary, hidden: self.hidden }
+    }
+
     /// The rows of `tokens`: the first block's input `[tokens, hidden]`.
     ///
     /// # Errors

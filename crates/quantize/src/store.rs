@@ -49,6 +49,11 @@ impl Store {
         Ok(Self { channels, rows: rows.to_vec(), kept })
     }
 
+    /// A store of no windows.
+    pub fn empty() -> Self {
+        Self { channels: 0, rows: Vec::new(), kept: Kept::Memory(Vec::new()) }
+    }
+
     /// Number of windows.
     pub fn windows(&self) -> usize {
         self.rows.len()
@@ -80,6 +85,17 @@ impl Store {
             }
         }
         Ok(())
+    }
+
+    /// Takes window `i` out; it may not be read again.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn take(&mut self, i: usize) -> Result<Matrix, QuantizeError> {
+        match &mut self.kept {
+            Kept::Memory(windows) => Ok(windows[i].take().unwrap_or_default()),
+            Kept::File(..) => self.get(i),
+        }
     }
 
     /// Reads window `i`.

@@ -1,0 +1,394 @@
+//! A whole run: from a checkpoint to the output folder.
+
+use crate::journal::{Journal, RunId, make_dir};
+use crate::recipe::{Calibration, Recipe};
+use crate::report::{LayerReport, Report};
+use crate::store::{Place, Store};
+use crate::stream::{QuantizedSite, Streams, quantize_block, quantize_sites};
+use crate::tap::TapInputs;
+use crate::{QuantizeError, quantize_embedding};
+use halfbyte_checkpoint::{
+    CheckpointWriter, LayerScheme, Manifest, SHARD_BYTES, StoredLayer, TensorSpec, copy_atomic, write_atomic,
+};
+use halfbyte_formats::kernel;
+use halfbyte_model::{Embedding, Model, Weight};
+use halfbyte_tensor::sum_of_squares;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// What to do.
+pub struct Job<'a> {
+    /// The full-precision model.
+    pub model: &'a Model,
+    /// How.
+    pub recipe: &'a Recipe,
+    /// Calibration tokens, a sequence a window.
+    pub windows: &'a [Vec<u32>],
+    /// The output folder; it must not exist, unless this very run made it.
+    pub out: &'a Path,
+    /// Most bytes of activations to keep in memory; beyond that they go to temporary files.
+    pub activation_memory: u64,
+}
+
+/// Told how the run goes on; may stop it.
+pub trait Progress {
+    /// Layers in all, and how many of them an earlier run had finished.
+    fn begin(&mut self, layers: usize, finished: usize);
+    /// So many more layers are finished.
+    fn advance(&mut self, layers: usize);
+    /// Whether the user asked to stop. Asked between layers.
+    fn stopped(&self) -> bool;
+}
+
+/// What came out.
+pub struct Outcome {
+    /// As written to `report.json`.
+    pub report: Report,
+    /// Whether the output was there already, from the same run.
+    pub was_finished: bool,
+}
+
+/// Cuts tokens into at most `count` windows of `window` tokens, from the start.
+///
+/// # Errors
+/// [`QuantizeError::Calibration`] when there is not one whole window.
+pub fn calibration_windows(tokens: &[u32], window: usize, count: usize) -> Result<Vec<Vec<u32>>, QuantizeError> {
+    if tokens.is_empty() {
+        return Err(QuantizeError::Calibration("it is empty".into()));
+    }
+    if tokens.len() < window {
+        return Err(QuantizeError::Calibration(format!(
+            "its {} tokens are fewer than one window of {window}; give a longer text or a smaller --calibration-window",
+            tokens.len()
+        )));
+    }
+    Ok(tokens.chunks_exact(window).take(count).map(<[u32]>::to_vec).collect())
+}
+
+/// Runs a job to its end, going on where an earlier run of the same job was stopped.
+///
+/// # Errors
+/// Whatever is wrong with the model, the recipe or the disk. What has been finished stays in the working folder.
+pub fn quantize(job: &Job, progress: &mut dyn Progress) -> Result<Outcome, QuantizeError> {
+    job.recipe.check()?;
+    if job.model.manifest.is_some() {
+        return Err(QuantizeError::Output(format!(
+            "{} is already quantized; give the full-precision checkpoint",
+            job.model.checkpoint.dir().display()
+        )));
+    }
+    let id = run_id(job)?;
+    let partial = partial_dir(job.out)?;
+    if let Some(report) = finished_output(job.out, &id)? {
+        let _ = fs::remove_dir_all(&partial);
+        return Ok(Outcome { report, was_finished: true });
+    }
+    let journal = Journal::open(partial, &id)?;
+    Run { job, journal, place: place(job) }.run(&id, progress)
+}
+
+/// Where the working folder of an output folder is: beside it, so that the last step is a rename.
+fn partial_dir(out: &Path) -> Result<PathBuf, QuantizeError> {
+    let name = out.file_name().ok_or_else(|| QuantizeError::Output(format!("{} names no folder", out.display())))?;
+    let mut partial = name.to_os_string();
+    partial.push(".partial");
+    Ok(out.with_file_name(partial))
+}
+
+/// The report of an output folder that this very run has finished.
+fn finished_output(out: &Path, id: &RunId) -> Result<Option<Report>, QuantizeError> {
+    if !out.exists() {
+        return Ok(None);
+    }
+    let same = fs::read(out.join("run.json")).ok().and_then(|b| serde_json::from_slice::<RunId>(&b).ok());
+    let report = fs::read(out.join("report.json")).ok().and_then(|b| serde_json::from_slice(&b).ok());
+    match (same, report) {
+        (Some(found), Some(report)) if found == *id => Ok(Some(report)),
+        _ => Err(QuantizeError::Output(format!(
+            "{} exists and is not the output of this run; choose another --out or delete it",
+            out.display()
+        ))),
+    }
+}
+
+fn run_id(job: &Job) -> Result<RunId, QuantizeError> {
+    let recipe = serde_json::to_vec(job.recipe).map_err(|e| QuantizeError::Output(e.to_string()))?;
+    let mut tokens = blake3::Hasher::new();
+    for window in job.windows {
+        tokens.update(&(window.len() as u64).to_le_bytes());
+        for token in window {
+            tokens.update(&token.to_le_bytes());
+        }
+    }
+    Ok(RunId {
+        halfbyte: env!("CARGO_PKG_VERSION").into(),
+        model: blake3::hash(&job.model.checkpoint.identity()?).to_hex().to_string(),
+        recipe: blake3::hash(&recipe).to_hex().to_string(),
+        calibration: tokens.finalize().to_hex().to_string(),
+    })
+}
+
+/// Memory where the activations at the widest tap fit, else the working folder.
+fn place(job: &Job) -> Place {
+    let a = &job.model.architecture;
+    let tokens: usize = job.windows.iter().map(Vec::len).sum();
+    let widest = a.blocks.iter().flat_map(|b| &b.taps).map(|t| t.channels()).max().unwrap_or(0);
+    let streams = if job.recipe.calibration == Calibration::Sequential { 2 } else { 1 };
+    let bytes = (tokens * (a.hidden + widest) * 4 * streams) as u64;
+    match partial_dir(job.out) {
+        Ok(dir) if bytes > job.activation_memory => Place::Folder(dir),
+        _ => Place::Memory,
+    }
+}
+
+struct Run<'a> {
+    job: &'a Job<'a>,
+    journal: Journal,
+    place: Place,
+}
+
+impl Run<'_> {
+    /// Part 0 is the embedding, part 1 + b block b, the last part the output layer.
+    fn run(self, id: &RunId, progress: &mut dyn Progress) -> Result<Outcome, QuantizeError> {
+        let architecture = &self.job.model.architecture;
+        let blocks = architecture.blocks.len();
+        let layers_of = |b: usize| architecture.blocks[b].taps.iter().map(|t| t.sites.len()).sum::<usize>();
+        let finished = self.journal.finished(blocks + 2);
+        let finished_layers = (0..finished.saturating_sub(1).min(blocks)).map(layers_of).sum::<usize>();
+        progress.begin((0..blocks).map(layers_of).sum::<usize>() + 1, finished_layers);
+
+        if finished < blocks + 2 {
+            let mut streams = match finished {
+                0 => self.embed()?,
+                _ => {
+                    let rows: Vec<usize> = self.job.windows.iter().map(Vec::len).collect();
+                    self.journal.read_state(finished, &rows, architecture.hidden, &self.place)?
+                }
+            };
+            let longest = self.job.windows.iter().map(Vec::len).max().unwrap_or(0);
+            let rotary = architecture.rope.tables(longest);
+            for b in finished.saturating_sub(1)..blocks {
+                let block = self.job.model.block(b)?;
+                let mut on_tap = |layers| {
+                    progress.advance(layers);
+                    if progress.stopped() { Err(QuantizeError::Stopped(b)) } else { Ok(()) }
+                };
+                let (next, sites) =
+                    quantize_block(block, streams, self.job.recipe, &rotary, &self.place, &mut on_tap)?;
+                streams = next;
+                check_finite(&streams, b)?;
+                self.write(b + 1, &sites)?;
+                self.journal.write_state(b + 2, &streams)?;
+            }
+            let sites = self.head(streams)?;
+            self.write(blocks + 1, &sites)?;
+            progress.advance(1);
+        }
+        let report = self.assemble(id)?;
+        Ok(Outcome { report, was_finished: false })
+    }
+
+    /// Quantizes the embedding table and starts the streams.
+    fn embed(&self) -> Result<Streams, QuantizeError> {
+        let (model, recipe) = (self.job.model, self.job.recipe);
+        let name = model.architecture.embedding.trim_end_matches(".weight");
+        let table = model.embedding()?;
+        let mut sites = Vec::new();
+        let mut quantized: Option<Embedding> = None;
+        if recipe.embedding_bits < 16 && !recipe.keeps(name) {
+            let values = table.table.to_f32();
+            let codes = quantize_embedding(name, &values, recipe)?;
+            let mut difference = codes.dequantize();
+            difference.iter_mut().zip(&values.data).for_each(|(d, v)| *d -= v);
+            let count = difference.len().max(1) as f64;
+            sites.push(QuantizedSite {
+                name: name.into(),
+                error: sum_of_squares(&difference) / count,
+                signal: sum_of_squares(&values.data) / count,
+                stored: StoredLayer { weight: Some(codes.clone()), input: None },
+            });
+            quantized = Some(table.with_table(Weight::Quantized(codes)));
+        }
+        let second = match recipe.calibration {
+            Calibration::FullPrecision => None,
+            Calibration::Sequential => Some(quantized.as_ref().unwrap_or(&table)),
+        };
+        let streams = Streams::begin(&table, second, self.job.windows, model.architecture.hidden, &self.place)?;
+        self.write(0, &sites)?;
+        self.journal.write_state(1, &streams)?;
+        Ok(streams)
+    }
+
+    /// Quantizes the output layer.
+    fn head(&self, streams: Streams) -> Result<Vec<QuantizedSite>, QuantizeError> {
+        if self.job.recipe.keeps(&self.job.model.architecture.head.name) {
+            return Ok(Vec::new());
+        }
+        let head = self.job.model.head()?;
+        let normed = |mut hidden: Store| -> Result<Store, QuantizeError> {
+            let mut out = Store::new(&self.place, hidden.channels(), hidden.rows())?;
+            for i in 0..hidden.windows() {
+                out.put(i, head.input(&hidden.take(i)?))?;
+            }
+            Ok(out)
+        };
+        let full = normed(streams.full)?;
+        let inputs = match streams.quantized {
+            Some(q) => TapInputs { seen: normed(q)?, wanted: Some(full) },
+            None => TapInputs { seen: full, wanted: None },
+        };
+        let results = quantize_sites(std::slice::from_ref(&head.linear), &inputs, self.job.recipe)?;
+        let site = |r: crate::methods::SiteResult| QuantizedSite {
+            name: head.linear.site.name.clone(),
+            error: r.error,
+            signal: r.signal,
+            stored: StoredLayer { weight: r.weight, input: r.input },
+        };
+        Ok(results.into_iter().flatten().map(site).collect())
+    }
+
+    fn write(&self, part: usize, sites: &[QuantizedSite]) -> Result<(), QuantizeError> {
+        let tensors: Vec<_> = sites.iter().flat_map(|s| s.stored.tensors(&s.name)).collect();
+        let notes: Vec<(LayerReport, LayerScheme)> = sites
+            .iter()
+            .map(|s| (LayerReport::new(s, self.shape(&s.name)), s.stored.scheme()))
+            .collect();
+        let note = serde_json::to_string(&notes).map_err(|e| QuantizeError::Output(e.to_string()))?;
+        self.journal.write_block(part, &tensors, note)
+    }
+
+    fn shape(&self, name: &str) -> [usize; 2] {
+        let a = &self.job.model.architecture;
+        let mut sites = a.blocks.iter().flat_map(|b| &b.taps).flat_map(|t| &t.sites).chain([&a.head]);
+        sites.find(|s| s.name == name).map_or([a.vocabulary, a.hidden], |s| [s.outputs, s.inputs])
+    }
+
+    /// Puts all parts together in a folder of its own and renames that to the output folder.
+    fn assemble(&self, id: &RunId) -> Result<Report, QuantizeError> {
+        let model = self.job.model;
+        let source = &model.checkpoint;
+        let parts = (0..model.architecture.blocks.len() + 2)
+            .map(|p| self.journal.read_block(p))
+            .collect::<Result<Vec<_>, _>>()?;
+        let mut layers = Vec::new();
+        let mut schemes = BTreeMap::new();
+        for part in &parts {
+            let note = part.metadata().get("note").map_or("[]", String::as_str);
+            let notes: Vec<(LayerReport, LayerScheme)> = serde_json::from_str(note)
+                .map_err(|e| QuantizeError::Output(format!("{}: {e}; delete the folder", part.path().display())))?;
+            for (layer, scheme) in notes {
+                schemes.insert(layer.name.clone(), scheme);
+                layers.push(layer);
+            }
+        }
+
+        // Everything that is not replaced by codes is copied as it is. A tied output layer that no longer shares the
+        // embedding's storage gets a tensor of its own.
+        let a = &model.architecture;
+        let coded = |tensor: &str| {
+            tensor.strip_suffix(".weight").and_then(|n| schemes.get(n)).is_some_and(|s| s.weight.is_some())
+        };
+        let embedding_coded = coded(&a.embedding);
+        let head_weight = format!("{}.weight", a.head.name);
+        let mut copies: Vec<(String, String)> = source
+            .names()
+            .filter(|n| !coded(n) && !(a.tied && *n == head_weight))
+            .map(|n| (n.to_string(), n.to_string()))
+            .collect();
+        let untied = a.tied && (embedding_coded || schemes.contains_key(&a.head.name));
+        if untied && !coded(&head_weight) {
+            copies.push((head_weight, a.embedding.clone()));
+        }
+        let mut specs: Vec<TensorSpec> = parts
+            .iter()
+            .flat_map(|p| p.tensors())
+            .map(|t| TensorSpec::new(t.name.clone(), t.dtype, t.shape.clone()))
+            .collect();
+        for (name, from) in &copies {
+            let info = source.file_of(from)?.find(from)?;
+            specs.push(TensorSpec::new(name.clone(), info.dtype, info.shape.clone()));
+        }
+        let output_bytes = specs.iter().filter_map(|s| s.dtype.byte_len(&s.shape)).sum();
+        let report = Report::new(self.job.recipe, self.job.windows, output_bytes, layers);
+        let recipe = serde_json::to_value(self.job.recipe).map_err(|e| QuantizeError::Output(e.to_string()))?;
+        let manifest = Manifest::new(recipe, schemes);
+
+        let output = self.journal.dir().join("output");
+        if output.exists() {
+            fs::remove_dir_all(&output)
+                .map_err(|e| QuantizeError::Output(format!("cannot clear {}: {e}", output.display())))?;
+        }
+        make_dir(&output)?;
+        let metadata = BTreeMap::from([
+            ("format".to_string(), "halfbyte".to_string()),
+            ("halfbyte.layers".to_string(), json(&manifest.layers)?),
+        ]);
+        let mut writer = CheckpointWriter::create(&output, &specs, &metadata, SHARD_BYTES)?;
+        for part in &parts {
+            for tensor in part.tensors() {
+                writer.copy(&tensor.name, part, &tensor.name)?;
+            }
+        }
+        for (name, from) in &copies {
+            writer.copy(name, source.file_of(from)?, from)?;
+        }
+        writer.finish()?;
+
+        let mut config = source.config().clone();
+        if let Some(config) = config.as_object_mut() {
+            config.insert("quantization_config".into(), serde_json::to_value(&manifest).unwrap_or_default());
+            if untied {
+                config.insert("tie_word_embeddings".into(), false.into());
+            }
+        }
+        write_atomic(&output.join("config.json"), json(&config)?.as_bytes())?;
+        for name in COMPANIONS {
+            let from = source.dir().join(name);
+            if from.is_file() {
+                copy_atomic(&from, &output.join(name))?;
+            }
+        }
+        write_atomic(&output.join("report.json"), json(&report)?.as_bytes())?;
+        write_atomic(&output.join("run.json"), json(id)?.as_bytes())?;
+
+        fs::rename(&output, self.job.out).map_err(|e| {
+            QuantizeError::Output(format!("cannot rename {} to {}: {e}", output.display(), self.job.out.display()))
+        })?;
+        let _ = fs::remove_dir_all(self.journal.dir());
+        Ok(report)
+    }
+}
+
+fn json(value: &impl serde::Serialize) -> Result<String, QuantizeError> {
+    serde_json::to_string_pretty(value).map_err(|e| QuantizeError::Output(e.to_string()))
+}
+
+/// Files that go with a model, copied where present.
+const COMPANIONS: [&str; 9] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "generation_config.json",
+    "chat_template.jinja",
+];
+
+/// Hidden states that are no numbers would make every later choice meaningless.
+fn check_finite(streams: &Streams, block: usize) -> Result<(), QuantizeError> {
+    for (which, store) in [("full-precision", Some(&streams.full)), ("quantized", streams.quantized.as_ref())] {
+        for i in 0..store.map_or(0, Store::windows) {
+            if let Some(store) = store
+                && kernel::check_finite(&store.get(i)?.data).is_err()
+            {
+                return Err(QuantizeError::NonFinite(format!(
+                    "block {block}: the {which} network's output is not finite on calibration window {i}; the checkpoint's weights overflow f32"
+                )));
+            }
+        }
+    }
+    Ok(())
+}
