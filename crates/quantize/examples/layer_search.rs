@@ -47,9 +47,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut seen = Store::new(&Place::Memory, x.cols, &[x.rows])?;
     let site = Site { name: "layer".into(), outputs: weight.rows, inputs: weight.cols, bias: false };
     seen.put(0, x)?;
-    let inputs = TapInputs { seen, wanted: None };
+    let inputs = TapInputs { seen, wanted: None, weights: None };
     let start = std::time::Instant::now();
-    let result = quantize_tap(&inputs, &[SiteWeight { site, weight }], &recipe)?.remove(0);
+    let result = quantize_tap(&inputs, vec![SiteWeight { site, weight }], &recipe)?.remove(0);
     let seconds = start.elapsed().as_secs_f64();
 
     let (w, a) = (result.weight.ok_or("no weight")?, result.input.ok_or("no input")?);

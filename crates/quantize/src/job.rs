@@ -1,7 +1,7 @@
 //! A whole run: from a checkpoint to the output folder.
 
 use crate::journal::{Journal, RunId, make_dir};
-use crate::recipe::{Calibration, Recipe};
+use crate::recipe::{Calibration, Recipe, Target};
 use crate::report::{LayerReport, Report};
 use crate::store::{Place, Store};
 use crate::stream::{QuantizedSite, Streams, quantize_block, quantize_sites};
@@ -235,8 +235,11 @@ impl Run<'_> {
         };
         let full = normed(streams.full)?;
         let inputs = match streams.quantized {
-            Some(q) => TapInputs { seen: normed(q)?, wanted: Some(full) },
-            None => TapInputs { seen: full, wanted: None },
+            Some(q) => {
+                let wanted = (self.job.recipe.target == Target::Network).then_some(full);
+                TapInputs { seen: normed(q)?, wanted, weights: None }
+            }
+            None => TapInputs { seen: full, wanted: None, weights: None },
         };
         let results = quantize_sites(std::slice::from_ref(&head.linear), &inputs, self.job.recipe)?;
         let site = |r: crate::methods::SiteResult| QuantizedSite {

@@ -37,6 +37,16 @@ pub enum First {
     Input,
 }
 
+/// The output that a layer should reproduce in sequential calibration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Target {
+    /// The full-precision layer's for the inputs that the quantized one sees.
+    Layer,
+    /// The full-precision network's.
+    Network,
+}
+
 /// How candidates are scored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -67,6 +77,11 @@ pub struct Recipe {
     pub keep: Vec<String>,
     /// Which inputs layers are calibrated on.
     pub calibration: Calibration,
+    /// What they should reproduce; in full-precision calibration both are the same.
+    pub target: Target,
+    /// Whether a token's error counts in inverse proportion to the mean square of the residual stream that the layer
+    /// writes to, which is what the next norm divides by.
+    pub token_weights: bool,
     /// How the shifts of the pre-shifted exponent bias are found; `none` is the paper's FPQ baseline.
     pub shifts: ShiftRule,
     /// Whether the layers that share an input (q/k/v, gate/up) also share its quantizer.
@@ -105,6 +120,8 @@ impl Default for Recipe {
             embedding_bits: 4,
             keep: Vec::new(),
             calibration: Calibration::Sequential,
+            target: Target::Network,
+            token_weights: true,
             shifts: ShiftRule::Error,
             share_input: true,
             correct: true,
@@ -147,6 +164,7 @@ impl Recipe {
         // MinMax and the published forms look at full-precision inputs and know neither correction nor feedback.
         let plain = Self {
             calibration: Calibration::FullPrecision,
+            token_weights: false,
             share_input: false,
             correct: false,
             feedback: false,

@@ -2,12 +2,12 @@
 
 use crate::QuantizeError;
 use crate::methods::{SiteResult, SiteWeight, quantize_tap};
-use crate::recipe::Recipe;
+use crate::recipe::{Recipe, Target};
 use crate::store::{Place, Store};
 use crate::tap::TapInputs;
 use halfbyte_checkpoint::StoredLayer;
 use halfbyte_model::{Block, Carry, Embedding, Linear, Step, Tap, Weight};
-use halfbyte_tensor::Rotary;
+use halfbyte_tensor::{Rotary, sum_of_squares};
 
 /// The hidden states of all calibration windows between two blocks.
 pub struct Streams {
@@ -53,7 +53,7 @@ impl Stream {
 
     /// Runs the linears of a tap; `next` is the tap after it, if there is one.
     fn advance(
-        mut self,
+        &mut self,
         block: &Block,
         tap: usize,
         linears: &[Linear],
@@ -64,7 +64,7 @@ impl Stream {
         let rows = self.x.rows().to_vec();
         let mut x = Store::new(place, next.map_or(0, Tap::channels), &rows)?;
         for i in 0..rows.len() {
-            let input = self.x.take(i)?;
+            let input = self.x.get(i)?;
             match block.advance(tap, Carry(self.carry.take(i)?), &input, linears, rotary) {
                 Step::Tap(carry, next) => {
                     self.carry.put(i, carry.0)?;
@@ -73,8 +73,23 @@ impl Stream {
                 Step::Done(hidden) => self.carry.put(i, hidden)?,
             }
         }
-        Ok(Self { carry: self.carry, x })
+        Ok(Self { carry: std::mem::replace(&mut self.carry, Store::empty()), x })
     }
+}
+
+/// One over the mean square of every token of the residual stream, scaled to a mean of one.
+fn token_weights(residual: &Store) -> Result<Vec<Vec<f32>>, QuantizeError> {
+    let mut weights = Vec::with_capacity(residual.windows());
+    for i in 0..residual.windows() {
+        let window = residual.get(i)?;
+        let inverse = |row: &[f32]| (row.len() as f64 / sum_of_squares(row).max(f64::MIN_POSITIVE)) as f32;
+        weights.push(window.data.chunks_exact(window.cols).map(inverse).collect::<Vec<f32>>());
+    }
+    let count: usize = weights.iter().map(Vec::len).sum();
+    let total: f64 = weights.iter().flatten().map(|&w| f64::from(w)).sum();
+    let factor = (count as f64 / total) as f32;
+    weights.iter_mut().flatten().for_each(|w| *w *= factor);
+    Ok(weights)
 }
 
 /// Quantizes the layers of one block, and moves the streams behind it.
@@ -95,22 +110,25 @@ pub fn quantize_block(
     let mut done = Vec::new();
     for (t, tap) in taps.iter().enumerate() {
         let linears = std::mem::take(&mut block.linears[t]);
-        // Lend the activations to the methods, and take them back.
-        let (seen, wanted) = match quantized.as_mut() {
-            Some(q) => (std::mem::replace(&mut q.x, Store::empty()), Some(std::mem::replace(&mut full.x, Store::empty()))),
-            None => (std::mem::replace(&mut full.x, Store::empty()), None),
-        };
-        let inputs = TapInputs { seen, wanted };
-        let results = quantize_sites(&linears, &inputs, recipe)?;
-        match (quantized.as_mut(), inputs.wanted) {
-            (Some(q), Some(wanted)) => (q.x, full.x) = (inputs.seen, wanted),
-            _ => full.x = inputs.seen,
-        }
-
         let next = taps.get(t + 1);
-        full = full.advance(&block, t, &linears, rotary, next, place)?;
+        // The full-precision stream goes first: its residual behind the tap weighs the tokens.
+        let advanced = full.advance(&block, t, &linears, rotary, next, place)?;
+        let weights = (recipe.token_weights && tap.kind.writes_residual()).then(|| token_weights(&advanced.carry));
+        let (seen, wanted) = match quantized.as_mut() {
+            Some(q) => {
+                let wanted = (recipe.target == Target::Network).then_some(full.x);
+                (std::mem::replace(&mut q.x, Store::empty()), wanted)
+            }
+            None => (full.x, None),
+        };
+        full = advanced;
+        let inputs = TapInputs { seen, wanted, weights: weights.transpose()? };
+        let results = quantize_sites(&linears, &inputs, recipe)?;
+        if let Some(q) = quantized.as_mut() {
+            q.x = inputs.seen;
+        }
         let (replaced, sites) = replace(linears, results);
-        if let Some(q) = quantized.take() {
+        if let Some(mut q) = quantized.take() {
             quantized = Some(q.advance(&block, t, &replaced, rotary, next, place)?);
         }
         done.extend(sites);
@@ -136,7 +154,7 @@ pub(crate) fn quantize_sites(
     if weights.is_empty() || (recipe.weight_bits == 16 && recipe.activation_bits == 16) {
         return Ok(linears.iter().map(|_| None).collect());
     }
-    let mut results = quantize_tap(inputs, &weights, recipe)?.into_iter();
+    let mut results = quantize_tap(inputs, weights, recipe)?.into_iter();
     Ok(chosen.iter().map(|c| if *c { results.next() } else { None }).collect())
 }
 

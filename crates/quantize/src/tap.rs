@@ -11,6 +11,8 @@ pub struct TapInputs {
     pub seen: Store,
     /// The inputs whose full-precision outputs they should reproduce; `None` if they are the same.
     pub wanted: Option<Store>,
+    /// How much each token's error counts, token by token for every window; `None` for all alike.
+    pub weights: Option<Vec<Vec<f32>>>,
 }
 
 /// Second moments over all tokens, for `X̂` the quantized inputs and `X` the wanted ones.
@@ -27,6 +29,8 @@ pub struct Sample {
     pub seen: Matrix,
     /// The wanted ones, where they differ.
     pub wanted: Option<Matrix>,
+    /// How much each token's error counts; `None` for all alike.
+    pub weights: Option<Vec<f32>>,
 }
 
 impl Sample {
@@ -79,6 +83,16 @@ impl TapInputs {
             if let Some(q) = quantizer {
                 q.apply(&mut window.data);
             }
+            let wanted = match &self.weights {
+                None => wanted,
+                Some(weights) => {
+                    scale_rows(&mut window, &weights[i]);
+                    wanted.map(|mut w| {
+                        scale_rows(&mut w, &weights[i]);
+                        w
+                    })
+                }
+            };
             gram(&window.data, k, &mut moments.gram);
             if let (Some(cross), Some(wanted)) = (&mut cross, wanted) {
                 product_into(&Columns::new(&wanted.data, k, k), &Columns::new(&window.data, k, k), cross, k);
@@ -104,6 +118,7 @@ impl TapInputs {
                 from + (mix(seed ^ i as u64) % (to - from) as u64) as usize
             })
             .collect();
+        let mut weights = self.weights.as_ref().map(|_| vec![0.0; count]);
         let (mut next, mut first) = (0, 0);
         for i in 0..self.seen.windows() {
             let last = first + self.seen.rows()[i];
@@ -115,12 +130,23 @@ impl TapInputs {
                     if let (Some(wanted), Some(there)) = (&mut wanted, &there) {
                         wanted.row_mut(next).copy_from_slice(there.row(picks[next] - first));
                     }
+                    if let (Some(weights), Some(all)) = (&mut weights, &self.weights) {
+                        weights[next] = all[i][picks[next] - first];
+                    }
                     next += 1;
                 }
             }
             first = last;
         }
-        Ok(Sample { seen, wanted })
+        Ok(Sample { seen, wanted, weights })
+    }
+}
+
+/// Multiplies every row by the square root of its weight, so that second moments count it by its weight.
+pub(crate) fn scale_rows(x: &mut Matrix, weights: &[f32]) {
+    for (row, weight) in x.data.chunks_exact_mut(x.cols).zip(weights) {
+        let factor = weight.sqrt();
+        row.iter_mut().for_each(|v| *v *= factor);
     }
 }
 

@@ -71,6 +71,13 @@ pub enum TapKind {
     Head,
 }
 
+impl TapKind {
+    /// Whether the outputs of the layers here are added to the residual stream.
+    pub fn writes_residual(self) -> bool {
+        matches!(self, Self::AttentionOutput | Self::MlpInner)
+    }
+}
+
 /// A place whose activations feed one or more linear layers.
 #[derive(Clone, Debug)]
 pub struct Tap {

@@ -5,16 +5,12 @@
 //! that the input's format renders badly. Quantizing W' instead of W costs no bit and no time at inference.
 
 use super::feedback::Factor;
-use halfbyte_tensor::Matrix;
 
-/// The corrected weight, and what is left of the linear term for it (that of the damping alone).
-pub(super) fn correct(weight: &Matrix, linear: Matrix, factor: &Factor) -> (Matrix, Matrix) {
-    let mut step = linear;
-    factor.solve(&mut step.data);
-    let mut corrected = weight.clone();
-    corrected.data.iter_mut().zip(&step.data).for_each(|(w, s)| *w -= s);
+/// Corrects `weight` `[rows, inputs]` in place, and leaves in `linear` (C, of the same shape) what remains of the linear
+/// term for the corrected rows: that of the damping alone.
+pub(super) fn correct(weight: &mut [f32], linear: &mut [f32], factor: &Factor) {
+    factor.solve(linear);
+    weight.iter_mut().zip(&*linear).for_each(|(w, step)| *w -= step);
     // C' = C − C (G + λI)⁻¹ G = λ C (G + λI)⁻¹.
-    let damping = factor.damping();
-    step.data.iter_mut().for_each(|s| *s *= damping);
-    (corrected, step)
+    linear.iter_mut().for_each(|step| *step *= factor.damping());
 }

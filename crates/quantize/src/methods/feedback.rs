@@ -72,9 +72,9 @@ impl Factor {
     }
 }
 
-/// Rounds every row of `weight` in its format and scale, writing values of that grid to `out`.
-pub(super) fn round(weight: &Matrix, formats: &[(Element, f32)], factor: &Factor, out: &mut Matrix) {
-    let (rows, n) = (weight.rows, weight.cols);
+/// Rounds every row of `weight` in place, in its format and scale.
+pub(super) fn round(weight: &mut [f32], formats: &[(Element, f32)], factor: &Factor) {
+    let (rows, n) = (formats.len(), factor.order.len());
     // What earlier columns push onto each column, `Σ R_ki (w_k − q_k)`, columns in the order of rounding.
     let mut pushed = Matrix::zeros(rows, n);
     for from in (0..n).step_by(BLOCK) {
@@ -83,17 +83,16 @@ pub(super) fn round(weight: &Matrix, formats: &[(Element, f32)], factor: &Factor
         let corner: Vec<f32> =
             (from..to).flat_map(|k| (from..to).map(move |i| (k, i))).map(|(k, i)| factor.upper(k, i)).collect();
         let mut errors = vec![0.0f32; rows * width];
-        let rows_of = pushed.data.par_chunks_mut(n).zip(out.data.par_chunks_mut(n)).zip(errors.par_chunks_mut(width));
-        rows_of.enumerate().for_each(|(r, ((pushed, out), errors))| {
+        let rows_of = pushed.data.par_chunks_mut(n).zip(weight.par_chunks_mut(n)).zip(errors.par_chunks_mut(width));
+        rows_of.enumerate().for_each(|(r, ((pushed, w), errors))| {
             let (element, scale) = formats[r];
-            let w = weight.row(r);
             for i in 0..width {
                 let column = factor.order[from + i];
                 let wanted = w[column] + pushed[from + i] / corner[i * width + i];
                 let mut q = [0.0f32];
                 kernel::fake_quantize(element, scale, &[wanted], &mut q);
-                out[column] = q[0];
                 let error = w[column] - q[0];
+                w[column] = q[0];
                 errors[i] = error;
                 for later in i + 1..width {
                     pushed[from + later] += corner[i * width + later] * error;

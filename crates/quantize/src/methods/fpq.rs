@@ -4,10 +4,10 @@
 //! One objective throughout: the squared error of the layers' output against the full-precision output, in the forms
 //! of `search::weight` and `search::input`, which need the tokens only for second moments.
 
-use super::{RowCodes, SiteWeight, Solution, correct, feedback, stacked};
+use super::{Codes, Group, Solution, correct, feedback};
 use crate::QuantizeError;
-use crate::recipe::{First, Recipe};
-use crate::search::{InputProblem, RowChoice, ShiftRule, WeightProblem, search_input, search_weight};
+use crate::recipe::{First, Recipe, Search};
+use crate::search::{InputProblem, RowChoice, ShiftRule, WeightProblem, direct, search_input, search_weight};
 use crate::tap::{Moments, Sample, TapInputs};
 use halfbyte_formats::{Element, InputQuantizer, kernel};
 use halfbyte_tensor::{Columns, Matrix, Rows, product};
@@ -16,20 +16,11 @@ use rayon::prelude::*;
 pub(super) fn solve(
     inputs: &TapInputs,
     sample: &Sample,
-    sites: &[SiteWeight],
+    group: &Group,
     recipe: &Recipe,
 ) -> Result<Solution, QuantizeError> {
-    let weight = stacked(sites);
-    let mut search = GroupSearch {
-        inputs,
-        sample,
-        recipe,
-        channel_max: inputs.channel_max()?,
-        rows: sites.iter().map(|s| s.weight.rows).collect(),
-        input: None,
-        codes: None,
-        weight,
-    };
+    let channel_max = inputs.channel_max()?;
+    let mut search = GroupSearch { inputs, sample, group, recipe, channel_max, input: None, codes: None };
     if recipe.first == First::Weight && recipe.activation_bits < 16 {
         search.input = Some(search.initial_input());
     }
@@ -37,31 +28,30 @@ pub(super) fn solve(
         match recipe.first {
             First::Weight => {
                 search.search_weight()?;
-                search.search_input();
+                search.search_input()?;
             }
             First::Input => {
-                search.search_input();
+                search.search_input()?;
                 search.search_weight()?;
             }
         }
     }
-    Ok(search.finish())
+    Ok(Solution { input: search.input, codes: search.codes })
 }
 
-/// The layers of one group on their way through the rounds.
+/// A group of layers on its way through the rounds.
 struct GroupSearch<'a> {
     inputs: &'a TapInputs,
     sample: &'a Sample,
+    group: &'a Group,
     recipe: &'a Recipe,
     channel_max: Vec<f32>,
-    /// Rows of every layer.
-    rows: Vec<usize>,
-    /// All layers' full-precision weights, one below the other.
-    weight: Matrix,
     input: Option<InputQuantizer>,
-    /// For every layer format and scales, and all their values.
-    codes: Option<(Vec<(Element, Vec<f32>)>, Matrix)>,
+    codes: Option<Codes>,
 }
+
+/// Bytes of one temporary of the weight search; its rows are worked on in pieces of that size.
+const PIECE_BYTES: usize = 16 << 20;
 
 impl GroupSearch<'_> {
     /// What the published search starts from: two exponent bits, the bias of the largest magnitude.
@@ -75,20 +65,30 @@ impl GroupSearch<'_> {
         }
     }
 
-    fn search_input(&mut self) {
-        if self.recipe.activation_bits == 16 {
-            return;
-        }
-        let elements = self.recipe.elements(self.recipe.activation_bits);
-        let weight = self.codes.as_ref().map_or(&self.weight, |(_, values)| values);
-        let linear = self.input_linear(weight);
-        let problem =
-            InputProblem { x: &self.sample.seen, linear: linear.as_ref(), weight, channel_max: &self.channel_max };
+    fn search_input(&mut self) -> Result<(), QuantizeError> {
         let recipe = self.recipe;
-        let choices =
-            search_input(&problem, &elements, &recipe.activation_grid, recipe.shifts, recipe.exactness());
+        if recipe.activation_bits == 16 {
+            return Ok(());
+        }
+        let elements = recipe.elements(recipe.activation_bits);
+        let weight = self.codes.as_ref().map_or(&self.group.weight, |c| &c.values);
+        let linear = self.input_linear(weight);
+        let problem = InputProblem {
+            x: &self.sample.seen,
+            linear: linear.as_ref(),
+            weight,
+            token_weights: self.sample.weights.as_deref(),
+            channel_max: &self.channel_max,
+        };
+        let choices = if recipe.search == Search::Direct {
+            let candidates = |element| problem.candidates(element, &recipe.activation_grid, recipe.shifts);
+            direct::search_input(self.inputs, weight, &self.group.weight, &elements, &candidates)?
+        } else {
+            search_input(&problem, &elements, &recipe.activation_grid, recipe.shifts, recipe.exactness())
+        };
         let best = choices.into_iter().reduce(|a, b| if b.error < a.error { b } else { a });
         self.input = best.map(|b| b.quantizer);
+        Ok(())
     }
 
     /// `P = (X Ŵᵀ − target) Ŵ` over the sample, `[tokens, inputs]`.
@@ -99,79 +99,80 @@ impl GroupSearch<'_> {
         let inputs = weight.cols;
         let output = |x: &Matrix, w: &Matrix| product(&Rows::new(&x.data, inputs), &Rows::new(&w.data, inputs));
         let mut residual = output(&self.sample.seen, weight);
-        let wanted = output(self.sample.wanted(), &self.weight);
+        let wanted = output(self.sample.wanted(), &self.group.weight);
         residual.data.iter_mut().zip(&wanted.data).for_each(|(r, w)| *r -= w);
         Some(product(&Rows::new(&residual.data, weight.rows), &Columns::new(&weight.data, inputs, inputs)))
     }
 
     fn search_weight(&mut self) -> Result<(), QuantizeError> {
-        if self.recipe.weight_bits == 16 {
+        let recipe = self.recipe;
+        if recipe.weight_bits == 16 {
             return Ok(());
         }
-        let recipe = self.recipe;
         let elements = recipe.elements(recipe.weight_bits);
-        let moments = self.inputs.moments(self.input.as_ref())?;
-        let mut linear = linear_term(&self.weight, &moments);
-        let Moments { gram, .. } = moments;
-        let inputs = self.weight.cols;
-        let mut corrected = None;
-        let factor = if recipe.correct || recipe.feedback {
-            Some(feedback::Factor::new(&gram, inputs, recipe.damping)?)
-        } else {
-            None
-        };
-        if recipe.correct
-            && let Some(factor) = &factor
-            && let Some(c) = linear.take()
-        {
-            let (weight, rest) = correct::correct(&self.weight, c, factor);
-            (corrected, linear) = (Some(weight), Some(rest));
+        if recipe.search == Search::Direct {
+            let full = &self.group.weight;
+            let choices = direct::search_weight(self.inputs, self.input.as_ref(), full, &elements, &recipe.weight_grid)?;
+            let formats = best_formats(&choices, &self.group.rows);
+            let mut values = full.clone();
+            round_nearest(&mut values.data, full.cols, &row_formats(&formats));
+            self.codes = Some(Codes { formats, values });
+            return Ok(());
         }
-        let weight = corrected.as_ref().unwrap_or(&self.weight);
-        let problem = WeightProblem { weight, gram: &gram, linear: linear.as_ref() };
-        let choices = search_weight(&problem, &elements, &recipe.weight_grid, recipe.exactness());
-        let chosen = best_formats(&choices, &self.rows);
-        let mut values = Matrix::zeros(weight.rows, inputs);
-        let row_formats: Vec<(Element, f32)> =
-            chosen.iter().flat_map(|(e, scales)| scales.iter().map(|s| (*e, *s))).collect();
-        match factor.filter(|_| recipe.feedback) {
-            Some(factor) => feedback::round(weight, &row_formats, &factor, &mut values),
-            None => values.data.par_chunks_mut(inputs).zip(&row_formats).enumerate().for_each(|(r, (out, f))| {
-                kernel::fake_quantize(f.0, f.1, weight.row(r), out);
-            }),
-        }
-        self.codes = Some((chosen, values));
-        Ok(())
-    }
 
-    fn finish(self) -> Solution {
-        let weights = match self.codes {
-            None => self.rows.iter().map(|_| None).collect(),
-            Some((formats, values)) => {
-                let inputs = values.cols;
-                let mut from = 0;
-                formats
-                    .into_iter()
-                    .map(|(element, scales)| {
-                        let to = from + scales.len();
-                        let rows = values.data[from * inputs..to * inputs].to_vec();
-                        let values = Matrix::new(scales.len(), inputs, rows);
-                        from = to;
-                        Some(RowCodes { element, scales, values })
-                    })
-                    .collect()
-            }
+        let inputs = self.group.weight.cols;
+        let Moments { gram, cross } = self.inputs.moments(self.input.as_ref())?;
+        // X̂ᵀX̂ − XᵀX̂, from which a row's linear term comes.
+        let difference = cross.map(|mut c| {
+            c.par_iter_mut().zip(&gram).for_each(|(c, g)| *c = g - *c);
+            c
+        });
+        let factor = match recipe.correct || recipe.feedback {
+            true => Some(feedback::Factor::new(&gram, inputs, recipe.damping)?),
+            false => None,
         };
-        Solution { input: self.input, weights }
+        // The weights to round: corrected piece by piece, while the scales of each piece are searched.
+        let mut values = self.group.weight.clone();
+        let piece = inputs * (PIECE_BYTES / (4 * inputs)).max(1);
+        let mut choices: Vec<RowChoice> = Vec::new();
+        for rows in values.data.chunks_mut(piece) {
+            let mut linear = difference.as_ref().map(|d| {
+                product(&Rows::new(rows, inputs), &Columns::new(d, inputs, inputs))
+            });
+            if recipe.correct
+                && let (Some(factor), Some(linear)) = (&factor, &mut linear)
+            {
+                correct::correct(rows, &mut linear.data, factor);
+            }
+            let problem = WeightProblem { weight: rows, inputs, gram: &gram, linear: linear.as_ref() };
+            let found = search_weight(&problem, &elements, &recipe.weight_grid, recipe.exactness());
+            match choices.is_empty() {
+                true => choices = found,
+                false => choices.iter_mut().zip(found).for_each(|(all, more)| all.append(more)),
+            }
+        }
+        let formats = best_formats(&choices, &self.group.rows);
+        let rows = row_formats(&formats);
+        match factor.filter(|_| recipe.feedback) {
+            Some(factor) => {
+                for (piece, rows) in values.data.chunks_mut(piece).zip(rows.chunks(piece / inputs)) {
+                    feedback::round(piece, rows, &factor);
+                }
+            }
+            None => round_nearest(&mut values.data, inputs, &rows),
+        }
+        self.codes = Some(Codes { formats, values });
+        Ok(())
     }
 }
 
-/// `X̂ᵀ(X̂ w − X w)` for every row, `[rows, inputs]`; `None` where the inputs are as wanted.
-fn linear_term(weight: &Matrix, moments: &Moments) -> Option<Matrix> {
-    let inputs = weight.cols;
-    let cross = moments.cross.as_ref()?;
-    let difference: Vec<f32> = moments.gram.par_iter().zip(cross).map(|(g, c)| g - c).collect();
-    Some(product(&Rows::new(&weight.data, inputs), &Columns::new(&difference, inputs, inputs)))
+/// Format and scale of every row.
+fn row_formats(formats: &[(Element, Vec<f32>)]) -> Vec<(Element, f32)> {
+    formats.iter().flat_map(|(e, scales)| scales.iter().map(|s| (*e, *s))).collect()
+}
+
+fn round_nearest(values: &mut [f32], inputs: usize, formats: &[(Element, f32)]) {
+    values.par_chunks_mut(inputs).zip(formats).for_each(|(row, f)| kernel::fake_quantize_in_place(f.0, f.1, row));
 }
 
 /// For every layer the format with the least total error over its rows, and the scales of those rows.

@@ -5,9 +5,9 @@ mod feedback;
 mod fpq;
 mod minmax;
 
-use crate::recipe::{Method, Recipe};
-use crate::tap::{Sample, TapInputs};
 use crate::QuantizeError;
+use crate::recipe::{Method, Recipe};
+use crate::tap::{Sample, TapInputs, scale_rows};
 use halfbyte_formats::{Element, Granularity, InputQuantizer, QuantizedMatrix, Scheme};
 use halfbyte_model::Site;
 use halfbyte_tensor::{Matrix, Rows, product, sum_of_squares};
@@ -40,18 +40,44 @@ impl SiteResult {
     }
 }
 
-/// What a method settles for layers that share an input: codes for each, one quantizer for all.
-pub(crate) struct Solution {
-    pub(crate) input: Option<InputQuantizer>,
-    pub(crate) weights: Vec<Option<RowCodes>>,
+/// Layers that share an input and its quantizer: their weights one below the other, `[outputs of all, inputs]`.
+pub(crate) struct Group {
+    pub(crate) weight: Matrix,
+    /// Rows of every layer.
+    pub(crate) rows: Vec<usize>,
 }
 
-/// A weight whose values already lie on the grid of its scales.
-pub(crate) struct RowCodes {
-    pub(crate) element: Element,
-    pub(crate) scales: Vec<f32>,
-    /// `[outputs, inputs]`, every value one of its row's grid.
+/// What a method settles for a group.
+pub(crate) struct Solution {
+    pub(crate) input: Option<InputQuantizer>,
+    /// `None` if weights are left alone.
+    pub(crate) codes: Option<Codes>,
+}
+
+/// Quantized weights of a group.
+pub(crate) struct Codes {
+    /// Format of every layer, and the scale of each of its rows.
+    pub(crate) formats: Vec<(Element, Vec<f32>)>,
+    /// Their values, shaped as the group's weight, every one on the grid of its row.
     pub(crate) values: Matrix,
+}
+
+impl Group {
+    fn new(mut sites: Vec<SiteWeight>) -> Self {
+        let rows = sites.iter().map(|s| s.weight.rows).collect();
+        let inputs = sites[0].weight.cols;
+        let weight = match sites.len() {
+            1 => sites.remove(0).weight,
+            _ => {
+                let mut data = Vec::with_capacity(sites.iter().map(|s| s.weight.data.len()).sum());
+                for site in sites {
+                    data.extend(site.weight.data);
+                }
+                Matrix::new(data.len() / inputs, inputs, data)
+            }
+        };
+        Self { weight, rows }
+    }
 }
 
 /// Quantizes the linear layers of one tap.
@@ -60,57 +86,69 @@ pub(crate) struct RowCodes {
 /// When the stored activations cannot be read, or a matrix cannot be factorised even with more damping.
 pub fn quantize_tap(
     inputs: &TapInputs,
-    sites: &[SiteWeight],
+    sites: Vec<SiteWeight>,
     recipe: &Recipe,
 ) -> Result<Vec<SiteResult>, QuantizeError> {
     let sample = inputs.sample(recipe.sample_tokens, recipe.seed)?;
-    let group = if recipe.share_input { sites.len() } else { 1 };
+    let size = if recipe.share_input { sites.len() } else { 1 };
     let mut results = Vec::with_capacity(sites.len());
-    for sites in sites.chunks(group) {
+    let mut sites = sites.into_iter().peekable();
+    while sites.peek().is_some() {
+        let members: Vec<SiteWeight> = sites.by_ref().take(size).collect();
+        let described: Vec<Site> = members.iter().map(|m| m.site.clone()).collect();
+        let group = Group::new(members);
         let solution = match recipe.method {
-            Method::MinmaxInt | Method::MinmaxFp => minmax::solve(inputs, sites, recipe)?,
-            Method::Fpq => fpq::solve(inputs, &sample, sites, recipe)?,
+            Method::MinmaxInt | Method::MinmaxFp => minmax::solve(inputs, &group, recipe)?,
+            Method::Fpq => fpq::solve(inputs, &sample, &group, recipe)?,
         };
-        for (site, weight) in sites.iter().zip(solution.weights) {
-            results.push(finish(site, weight, solution.input.clone(), &sample)?);
-        }
+        finish(&described, &group, solution, &sample, &mut results)?;
     }
     Ok(results)
 }
 
-/// Packs the codes and measures the output error on the sample.
+/// Packs the codes of every layer and measures its output error on the sample.
 fn finish(
-    site: &SiteWeight,
-    weight: Option<RowCodes>,
-    input: Option<InputQuantizer>,
+    sites: &[Site],
+    group: &Group,
+    solution: Solution,
     sample: &Sample,
-) -> Result<SiteResult, QuantizeError> {
-    let (rows, cols) = (site.weight.rows, site.weight.cols);
-    let wanted = product(&Rows::new(&sample.wanted().data, cols), &Rows::new(&site.weight.data, cols));
+    results: &mut Vec<SiteResult>,
+) -> Result<(), QuantizeError> {
+    let inputs = group.weight.cols;
     let mut seen = sample.seen.clone();
-    if let Some(q) = &input {
+    if let Some(q) = &solution.input {
         q.apply(&mut seen.data);
     }
-    let values = weight.as_ref().map_or(&site.weight, |w| &w.values);
-    let mut got = product(&Rows::new(&seen.data, cols), &Rows::new(&values.data, cols));
-    got.data.iter_mut().zip(&wanted.data).for_each(|(g, w)| *g -= w);
-    let count = (wanted.data.len().max(1)) as f64;
-    let weight = weight
-        .map(|w| {
-            let scheme = Scheme::new(w.element, Granularity::Channel);
-            QuantizedMatrix::quantize_with_scales(&site.site.name, &w.values.data, rows, cols, scheme, w.scales, 1.0)
-        })
-        .transpose()?;
-    Ok(SiteResult {
-        weight,
-        input,
-        error: sum_of_squares(&got.data) / count,
-        signal: sum_of_squares(&wanted.data) / count,
-    })
-}
-
-/// The weights of several sites, one below the other.
-pub(crate) fn stacked(sites: &[SiteWeight]) -> Matrix {
-    let data = sites.iter().flat_map(|s| s.weight.data.iter().copied()).collect();
-    Matrix::new(sites.iter().map(|s| s.weight.rows).sum(), sites[0].weight.cols, data)
+    let mut from = 0;
+    for (i, site) in sites.iter().enumerate() {
+        let span = from * inputs..(from + group.rows[i]) * inputs;
+        from += group.rows[i];
+        let full = &group.weight.data[span.clone()];
+        let values = solution.codes.as_ref().map_or(full, |c| &c.values.data[span]);
+        let mut wanted = product(&Rows::new(&sample.wanted().data, inputs), &Rows::new(full, inputs));
+        let mut got = product(&Rows::new(&seen.data, inputs), &Rows::new(values, inputs));
+        got.data.iter_mut().zip(&wanted.data).for_each(|(g, w)| *g -= w);
+        if let Some(weights) = &sample.weights {
+            scale_rows(&mut got, weights);
+            scale_rows(&mut wanted, weights);
+        }
+        let weight = match &solution.codes {
+            None => None,
+            Some(codes) => {
+                let (element, scales) = &codes.formats[i];
+                let scheme = Scheme::new(*element, Granularity::Channel);
+                let (name, rows) = (&site.name, group.rows[i]);
+                let scales = scales.clone();
+                Some(QuantizedMatrix::quantize_with_scales(name, values, rows, inputs, scheme, scales, 1.0)?)
+            }
+        };
+        let count = wanted.data.len().max(1) as f64;
+        results.push(SiteResult {
+            weight,
+            input: solution.input.clone(),
+            error: sum_of_squares(&got.data) / count,
+            signal: sum_of_squares(&wanted.data) / count,
+        });
+    }
+    Ok(())
 }

@@ -5,7 +5,7 @@
 
 use super::{Exactness, Grid, best_indices};
 use halfbyte_formats::{Element, InputQuantizer, kernel};
-use halfbyte_tensor::{Columns, Matrix, Rows, dot, product, sum_of_squares};
+use halfbyte_tensor::{Matrix, Rows, dot, mirror, product, sum_of_squares};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -29,8 +29,21 @@ pub struct InputProblem<'a> {
     pub linear: Option<&'a Matrix>,
     /// `Ŵ`, `[outputs, inputs]`.
     pub weight: &'a Matrix,
+    /// How much each token's error counts; `None` for all alike.
+    pub token_weights: Option<&'a [f32]>,
     /// Largest magnitude of every channel over all tokens.
     pub channel_max: &'a [f32],
+}
+
+impl InputProblem<'_> {
+    /// The candidates of one format, unranked.
+    pub fn candidates(&self, element: Element, grid: &Grid, rule: ShiftRule) -> Vec<InputQuantizer> {
+        let candidates = match rule {
+            ShiftRule::None | ShiftRule::Maximum => by_maximum(self, element, grid, rule),
+            ShiftRule::Error => by_error(self, &Form::new(self), element, grid),
+        };
+        candidates.into_iter().map(|c| c.quantizer).collect()
+    }
 }
 
 /// The best quantizer in one format.
@@ -147,8 +160,11 @@ fn by_error(problem: &InputProblem, form: &Form, element: Element, grid: &Grid) 
 
 /// What all candidates share.
 struct Form {
-    /// `X` and `P`, a channel a line.
+    /// `X`, a channel a line.
     x: Vec<f32>,
+    /// Weight of every token.
+    weights: Vec<f32>,
+    /// Weight times `P` over the diagonal, a channel a line.
     linear: Option<Vec<f32>>,
     /// Diagonal of `ŴᵀŴ`.
     diagonal: Vec<f32>,
@@ -166,33 +182,36 @@ impl Form {
             diagonal.iter_mut().zip(row).for_each(|(d, w)| *d += w * w);
         }
         let gram = (w.rows > inputs).then(|| {
-            let columns = Columns::new(&w.data, inputs, inputs);
-            product(&columns, &columns).data
+            let mut g = vec![0.0; inputs * inputs];
+            halfbyte_tensor::gram(&w.data, inputs, &mut g);
+            mirror(&mut g, inputs);
+            g
         });
-        let linear = problem.linear.map(|p| transposed(p));
-        Self { x: transposed(problem.x), linear, diagonal, gram, tokens }
+        let weights = problem.token_weights.map_or_else(|| vec![1.0; tokens], <[f32]>::to_vec);
+        let linear = problem.linear.map(|p| {
+            let mut lines = transposed(p);
+            lines.par_chunks_mut(tokens.max(1)).zip(&diagonal).for_each(|(line, d)| {
+                let inverse = 1.0 / d.max(f32::MIN_POSITIVE);
+                line.iter_mut().zip(&weights).for_each(|(p, w)| *p *= w * inverse);
+            });
+            lines
+        });
+        Self { x: transposed(problem.x), weights, linear, diagonal, gram, tokens }
     }
 
     /// The error of channel `j` alone at one scale, as the diagonal sees it.
     fn channel_error(&self, element: Element, scale: f32, j: usize) -> f64 {
         let range = j * self.tokens..(j + 1) * self.tokens;
         let x = &self.x[range.clone()];
-        let weight = f64::from(self.diagonal[j]);
-        match &self.linear {
-            None => weight * kernel::squared_error(element, scale, x),
-            Some(p) => {
-                let (mut square, mut cross) = (0.0f64, 0.0f64);
-                let mut q = [0.0f32; 256];
-                for (x, p) in x.chunks(256).zip(p[range].chunks(256)) {
-                    let q = &mut q[..x.len()];
-                    kernel::fake_quantize(element, scale, x, q);
-                    q.iter_mut().zip(x).for_each(|(q, x)| *q -= x);
-                    square += sum_of_squares(q);
-                    cross += dot(q, p);
-                }
-                weight * square + 2.0 * cross
+        let zeros = [0.0f32; 256];
+        let error: f64 = match &self.linear {
+            Some(p) => kernel::quadratic_error(element, scale, x, &self.weights, &p[range]),
+            None => {
+                let pieces = x.chunks(256).zip(self.weights.chunks(256));
+                pieces.map(|(x, w)| kernel::quadratic_error(element, scale, x, w, &zeros[..x.len()])).sum()
             }
-        }
+        };
+        f64::from(self.diagonal[j]) * error
     }
 
     fn diagonal_error(&self, problem: &InputProblem, q: &InputQuantizer) -> f64 {
@@ -205,16 +224,22 @@ impl Form {
     fn error(&self, problem: &InputProblem, q: &InputQuantizer) -> f64 {
         let inputs = problem.x.cols;
         let mut d = problem.x.data.clone();
-        d.par_chunks_mut(inputs * 64).zip(problem.x.data.par_chunks(inputs * 64)).for_each(|(d, x)| {
+        d.par_chunks_mut(inputs).zip(problem.x.data.par_chunks(inputs)).enumerate().for_each(|(t, (d, x))| {
             q.apply(d);
-            d.iter_mut().zip(x).for_each(|(d, x)| *d -= x);
+            let factor = problem.token_weights.map_or(1.0, |w| w[t].sqrt());
+            d.iter_mut().zip(x).for_each(|(d, x)| *d = (*d - x) * factor);
         });
         let rows = Rows::new(&d, inputs);
         let square = match &self.gram {
             Some(g) => dot(&product(&rows, &Rows::new(g, inputs)).data, &d),
             None => sum_of_squares(&product(&rows, &Rows::new(&problem.weight.data, inputs)).data),
         };
-        square + problem.linear.map_or(0.0, |p| 2.0 * dot(&d, &p.data))
+        let cross = |p: &Matrix| match problem.token_weights {
+            None => dot(&d, &p.data),
+            // D already has the root of the weight once.
+            Some(w) => (0..p.rows).map(|t| f64::from(w[t].sqrt()) * dot(&d[t * inputs..][..inputs], p.row(t))).sum(),
+        };
+        square + problem.linear.map_or(0.0, |p| 2.0 * cross(p))
     }
 }
 

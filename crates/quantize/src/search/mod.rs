@@ -1,5 +1,6 @@
 //! Searches of number format, scale and clipping, scored by the error of a layer's output.
 
+pub mod direct;
 mod grid;
 mod input;
 mod weight;

@@ -11,7 +11,9 @@ use rayon::prelude::*;
 /// Rows of one weight and the quadratic form of their output error.
 pub struct WeightProblem<'a> {
     /// `[rows, inputs]`.
-    pub weight: &'a Matrix,
+    pub weight: &'a [f32],
+    /// Length of a row.
+    pub inputs: usize,
     /// `X̂ᵀX̂`, `[inputs, inputs]`.
     pub gram: &'a [f32],
     /// `X̂ᵀ(X̂ w − target)` for every row, `[rows, inputs]`; absent where it is zero.
@@ -29,6 +31,20 @@ pub struct RowChoice {
     pub errors: Vec<f64>,
 }
 
+impl WeightProblem<'_> {
+    fn row(&self, r: usize) -> &[f32] {
+        &self.weight[r * self.inputs..(r + 1) * self.inputs]
+    }
+}
+
+impl RowChoice {
+    /// Adds the rows of another piece of the same weight in the same format.
+    pub fn append(&mut self, more: Self) {
+        self.scales.extend(more.scales);
+        self.errors.extend(more.errors);
+    }
+}
+
 /// Finds the best scale of every row in each of `elements`.
 pub fn search_weight(
     problem: &WeightProblem,
@@ -36,7 +52,8 @@ pub fn search_weight(
     grid: &Grid,
     exactness: Exactness,
 ) -> Vec<RowChoice> {
-    let (rows, inputs) = (problem.weight.rows, problem.weight.cols);
+    let inputs = problem.inputs;
+    let rows = problem.weight.len() / inputs;
     let diagonal: Vec<f32> = (0..inputs).map(|j| problem.gram[j * inputs + j]).collect();
     let zeros = vec![0.0; inputs];
     let linear = |r: usize| problem.linear.map_or(&zeros[..], |m| m.row(r));
@@ -49,7 +66,7 @@ pub fn search_weight(
             let candidates: Vec<Vec<f32>> = (0..rows)
                 .into_par_iter()
                 .map(|r| {
-                    let w = problem.weight.row(r);
+                    let w = problem.row(r);
                     let base = element.scale_from_max(kernel::max_abs(w));
                     let scales: Vec<f32> = factors.iter().map(|&f| grid.scale(element, f, base)).collect();
                     if finalists == factors.len() {
@@ -77,10 +94,11 @@ pub fn search_weight(
 
 /// The full quadratic form for one scale a row.
 fn row_errors(problem: &WeightProblem, element: Element, scales: &[f32]) -> Vec<f64> {
-    let (rows, inputs) = (problem.weight.rows, problem.weight.cols);
+    let inputs = problem.inputs;
+    let rows = problem.weight.len() / inputs;
     let mut e = Matrix::zeros(rows, inputs);
     e.data.par_chunks_mut(inputs).enumerate().for_each(|(r, e)| {
-        let w = problem.weight.row(r);
+        let w = problem.row(r);
         kernel::fake_quantize(element, scales[r], w, e);
         e.iter_mut().zip(w).for_each(|(q, w)| *q -= w);
     });

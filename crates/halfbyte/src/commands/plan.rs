@@ -1,0 +1,163 @@
+//! `halfbyte plan`: what a run would do, from headers alone.
+
+use crate::cli::{CalibrationArgs, PlanArgs};
+use crate::fail::Failure;
+use crate::output::{self, Table, bytes, thousands};
+use crate::{recipes, system};
+use anyhow::Context;
+use halfbyte_model::Model;
+use halfbyte_quantize::{Plan, PlanOptions, PlannedSite, Speed};
+use serde_json::{Map, Value, json};
+use std::fmt::Write;
+
+/// Tokens of a calibration window where neither the user nor the model's context says otherwise.
+const WINDOW: usize = 512;
+
+pub(crate) fn run(args: &PlanArgs, every_layer: bool) -> anyhow::Result<()> {
+    system::use_threads(args.machine.threads)?;
+    let model = open_original(&args.model)?;
+    let recipe = recipes::chosen(&args.recipe, &model.architecture)?;
+    let options = PlanOptions {
+        windows: args.calibration.calibration_windows,
+        window: calibration_window(&args.calibration, &model)?,
+        activation_memory: args.calibration.activation_memory,
+    };
+    let plan = halfbyte_quantize::plan(&model, &recipe, options)?;
+    let seconds = plan.work.seconds(Speed::measure());
+    if args.output.json {
+        return output::print_json(&json(&plan, &recipe.name, seconds, every_layer));
+    }
+    let mut text = format!("{} with recipe {}\n\n", args.model.display(), recipe.name);
+    text += &if every_layer { layers(&plan) } else { kinds(&plan) };
+    writeln!(text)?;
+    text += &headline(&plan)?;
+    writeln!(text, "time           about {} here, with {} threads", output::duration(seconds), rayon::current_num_threads())?;
+    writeln!(text, "calibration    {} windows of {} tokens", options.windows, options.window)?;
+    writeln!(text, "\nMemory when it is largest, at {}:", plan.memory.moment)?;
+    for (name, size) in &plan.memory.terms {
+        writeln!(text, "  {name:<18} {:>10}", bytes(*size))?;
+    }
+    output::print(&text)
+}
+
+/// Opens a model that is to be quantized.
+pub(crate) fn open_original(dir: &std::path::Path) -> anyhow::Result<Model> {
+    let model = Model::open(dir).with_context(|| format!("cannot use the model {}", dir.display()))?;
+    match &model.manifest {
+        Some(_) => Err(Failure::new(format!("{} is already quantized", dir.display()))
+            .hint("give the full-precision checkpoint it was made from")
+            .into()),
+        None => Ok(model),
+    }
+}
+
+/// The calibration window, checked against the model's context.
+pub(crate) fn calibration_window(args: &CalibrationArgs, model: &Model) -> anyhow::Result<usize> {
+    let context = model.architecture.context;
+    match args.calibration_window {
+        Some(window) if window > context => Err(Failure::new(format!(
+            "--calibration-window {window} is longer than the model's context of {context} tokens"
+        ))
+        .hint(format!("give --calibration-window {context} or less"))
+        .into()),
+        Some(window) => Ok(window),
+        None => Ok(WINDOW.min(context)),
+    }
+}
+
+/// The lines that matter most; `quantize` prints them too.
+pub(crate) fn headline(plan: &Plan) -> anyhow::Result<String> {
+    let mut text = String::new();
+    let table = if plan.embedding.is_some() { " and the embedding table" } else { "" };
+    writeln!(text, "to quantize    {} linear layers{table}, {:.3} bits per weight", plan.sites.len(), plan.bits_per_weight)?;
+    writeln!(text, "output         {} ({} bytes of tensors)", bytes(plan.output_bytes), thousands(plan.output_bytes))?;
+    writeln!(text, "peak memory    {} (predicted)", bytes(plan.memory.peak_bytes()))?;
+    Ok(text)
+}
+
+/// One line for layers of equal kind, shape and bits.
+fn kinds(plan: &Plan) -> String {
+    let mut groups: Vec<(&PlannedSite, usize, u64)> = Vec::new();
+    for site in plan.embedding.iter().chain(&plan.sites) {
+        let same = |g: &&mut (&PlannedSite, usize, u64)| {
+            (&g.0.kind, g.0.shape, g.0.weight_bits) == (&site.kind, site.shape, site.weight_bits)
+        };
+        match groups.iter_mut().find(same) {
+            Some(group) => {
+                group.1 += 1;
+                group.2 += site.bytes;
+            }
+            None => groups.push((site, 1, site.bytes)),
+        }
+    }
+    let mut table = Table::new(["layer", "count", "shape", "weights", "weight bits", "input bits", "bits per weight", "stored"]);
+    for (site, count, stored) in groups {
+        table.row([
+            site.kind.clone(),
+            count.to_string(),
+            shape(site),
+            thousands(site.elements() * count as u64),
+            bits(site.weight_bits),
+            bits(site.activation_bits),
+            per_weight(site),
+            bytes(stored),
+        ]);
+    }
+    table.to_string()
+}
+
+fn layers(plan: &Plan) -> String {
+    let mut table = Table::new(["layer", "shape", "weights", "weight bits", "input bits", "bits per weight", "stored"]);
+    for site in plan.embedding.iter().chain(&plan.sites) {
+        table.row([
+            site.name.clone(),
+            shape(site),
+            thousands(site.elements()),
+            bits(site.weight_bits),
+            bits(site.activation_bits),
+            per_weight(site),
+            bytes(site.bytes),
+        ]);
+    }
+    table.to_string()
+}
+
+fn shape(site: &PlannedSite) -> String {
+    format!("{} x {}", site.shape[0], site.shape[1])
+}
+
+/// 16 means that nothing is done.
+fn bits(n: u32) -> String {
+    if n == 16 { "-".into() } else { n.to_string() }
+}
+
+fn per_weight(site: &PlannedSite) -> String {
+    format!("{:.3}", site.bits() as f64 / site.elements().max(1) as f64)
+}
+
+fn json(plan: &Plan, recipe: &str, seconds: f64, every_layer: bool) -> Value {
+    let site = |s: &PlannedSite| {
+        json!({
+            "name": s.name, "shape": s.shape, "weight_bits": s.weight_bits, "activation_bits": s.activation_bits,
+            "bytes": s.bytes,
+        })
+    };
+    let mut memory = Map::new();
+    memory.insert("moment".into(), plan.memory.moment.clone().into());
+    memory.extend(plan.memory.terms.iter().map(|(name, size)| (name.replace(' ', "_"), (*size).into())));
+    let mut value = json!({
+        "recipe": recipe,
+        "sites": plan.sites.len(),
+        "embedding": plan.embedding.as_ref().map(site),
+        "output_bytes": plan.output_bytes,
+        "working_bytes": plan.working_bytes,
+        "peak_memory_bytes": plan.memory.peak_bytes(),
+        "bits_per_weight": plan.bits_per_weight,
+        "seconds_estimate": seconds,
+        "memory": memory,
+    });
+    if every_layer && let Some(object) = value.as_object_mut() {
+        object.insert("site_list".into(), plan.sites.iter().map(site).collect());
+    }
+    value
+}

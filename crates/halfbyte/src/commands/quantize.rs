@@ -1,0 +1,143 @@
+//! `halfbyte quantize`: the whole run, from a checkpoint to the output folder.
+
+use super::plan::{calibration_window, headline, open_original};
+use crate::cli::QuantizeArgs;
+use crate::fail::Failure;
+use crate::output::{self, bytes, duration};
+use crate::progress::Bar;
+use crate::{recipes, system};
+use anyhow::Context;
+use halfbyte_checkpoint::require_space;
+use halfbyte_evaluate::read_text;
+use halfbyte_quantize::{Job, Plan, PlanOptions, calibration_windows};
+use serde_json::json;
+use std::fmt::Write;
+use std::fs::{self, File, TryLockError};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+pub(crate) fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
+    let start = Instant::now();
+    system::use_threads(args.machine.threads)?;
+    system::stop_on_interrupt()?;
+    let model = open_original(&args.model)?;
+    let recipe = recipes::chosen(&args.recipe, &model.architecture)?;
+    let window = calibration_window(&args.calibration, &model)?;
+    let text = read_text(&args.text).context("--calibration")?;
+    let tokens = model.tokenizer()?.encode(&text)?;
+    drop(text);
+    let wanted = args.calibration.calibration_windows;
+    let windows = calibration_windows(&tokens, window, wanted).with_context(|| args.text.display().to_string())?;
+    drop(tokens);
+
+    let activation_memory = args.calibration.activation_memory;
+    let options = PlanOptions { windows: windows.len(), window, activation_memory };
+    let plan = halfbyte_quantize::plan(&model, &recipe, options)?;
+    if !args.output.json {
+        let mut text = headline(&plan)?;
+        writeln!(text, "calibration    {} windows of {window} tokens", windows.len())?;
+        if windows.len() < wanted {
+            writeln!(text, "               (the text is too short for the {wanted} of --calibration-windows)")?;
+        }
+        output::print(&text)?;
+    }
+
+    let lock = Lock::take(&args.out)?;
+    require_space_for(&plan, &args.out)?;
+    let mut bar = Bar::new("layers");
+    let job = Job { model: &model, recipe: &recipe, windows: &windows, out: &args.out, activation_memory };
+    let outcome = halfbyte_quantize::quantize(&job, &mut bar)?;
+    let resumed = bar.resumed();
+    drop(bar);
+    drop(lock);
+
+    let report = &outcome.report;
+    let seconds = start.elapsed().as_secs_f64();
+    let peak = system::peak_rss_bytes();
+    if args.output.json {
+        return output::print_json(&json!({
+            "out": args.out,
+            "recipe": recipe.name,
+            "seconds": seconds,
+            "peak_rss_bytes": peak,
+            "peak_memory_predicted_bytes": plan.memory.peak_bytes(),
+            "bits_per_weight": report.bits_per_weight,
+            "mean_relative_error": report.mean_relative_error,
+            "output_bytes": report.output_bytes,
+            "calibration_windows": report.calibration_windows,
+            "resumed_layers": resumed,
+            "was_finished": outcome.was_finished,
+        }));
+    }
+    let mut text = String::new();
+    let done = if outcome.was_finished { "was finished already by the same run" } else { "is complete" };
+    writeln!(text, "\n{} {done}", args.out.display())?;
+    if resumed > 0 {
+        writeln!(text, "resumed        after {resumed} layers of an earlier run")?;
+    }
+    writeln!(text, "time           {}", duration(seconds))?;
+    if let Some(peak) = peak {
+        writeln!(text, "peak memory    {}", bytes(peak))?;
+    }
+    writeln!(text, "size           {}, {:.3} bits per quantized weight", bytes(report.output_bytes), report.bits_per_weight)?;
+    writeln!(text, "output error   {:.3} % of the signal, mean over layers", 100.0 * report.mean_relative_error)?;
+    writeln!(text, "\nNext: halfbyte eval {} --perplexity TEXT", args.out.display())?;
+    output::print(&text)
+}
+
+/// Asks for the disk before hours of work are spent on it.
+fn require_space_for(plan: &Plan, out: &Path) -> anyhow::Result<()> {
+    if out.exists() {
+        return Ok(());
+    }
+    let partial = partial_dir(out)?;
+    let there: u64 = match fs::read_dir(&partial) {
+        Ok(entries) => entries.flatten().filter_map(|e| e.metadata().ok()).filter(|m| m.is_file()).map(|m| m.len()).sum(),
+        Err(_) => 0,
+    };
+    let needed = (plan.output_bytes + plan.working_bytes).saturating_sub(there);
+    require_space(&partial, needed).context("the run would not fit on the disk")
+}
+
+/// The working folder of a run, beside its output.
+fn partial_dir(out: &Path) -> anyhow::Result<PathBuf> {
+    let mut name = out.file_name().with_context(|| format!("--out {} names no folder", out.display()))?.to_os_string();
+    name.push(".partial");
+    Ok(out.with_file_name(name))
+}
+
+/// Keeps two processes from the same working folder. The system lets go of it however the process ends.
+struct Lock {
+    dir: PathBuf,
+    path: PathBuf,
+    _file: File,
+}
+
+impl Lock {
+    fn take(out: &Path) -> anyhow::Result<Self> {
+        let dir = partial_dir(out)?;
+        let path = dir.join("lock");
+        fs::create_dir_all(&dir).with_context(|| format!("cannot make the folder {}", dir.display()))?;
+        let file = File::options().write(true).create(true).truncate(false).open(&path);
+        let file = file.with_context(|| format!("cannot write {}", path.display()))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Self { dir, path, _file: file }),
+            Err(TryLockError::WouldBlock) => {
+                Err(Failure::new(format!("another halfbyte is working on {} at this moment", out.display()))
+                    .hint("wait for it, or choose another --out")
+                    .into())
+            }
+            Err(TryLockError::Error(e)) => Err(e).with_context(|| format!("cannot lock {}", path.display())),
+        }
+    }
+}
+
+impl Drop for Lock {
+    /// A run that was refused leaves nothing behind: the folder goes if nothing else is in it.
+    fn drop(&mut self) {
+        let only_lock = fs::read_dir(&self.dir).is_ok_and(|entries| entries.count() == 1);
+        if only_lock && fs::remove_file(&self.path).is_ok() {
+            let _ = fs::remove_dir(&self.dir);
+        }
+    }
+}

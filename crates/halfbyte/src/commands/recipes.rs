@@ -1,0 +1,119 @@
+//! `halfbyte recipes`: what is built in, as a list and as TOML to start from.
+
+use crate::cli::RecipesArgs;
+use crate::output::{self, Table};
+use anyhow::Context;
+use halfbyte_quantize::{Recipe, load_recipe};
+use serde_json::json;
+use std::fmt::Write;
+
+pub(crate) fn run(args: &RecipesArgs) -> anyhow::Result<()> {
+    match &args.name {
+        Some(name) => one(&load_recipe(name)?, args.output.json),
+        None => list(args.output.json),
+    }
+}
+
+/// What the part of a name before the bits means.
+const METHODS: [(&str, &str); 5] = [
+    ("minmax-int", "integers scaled by the largest magnitude"),
+    ("minmax-fp", "floats with two exponent bits, scaled by the largest magnitude"),
+    ("fpq-baseline", "LLM-FP4's search of format and scale, without pre-shifted exponent biases"),
+    ("fpq-published", "LLM-FP4 as published: searched formats and scales, pre-shifted exponent biases"),
+    ("fpq", "the default: LLM-FP4 with everything that we found to improve it at the same bits"),
+];
+
+fn describe(name: &str, recipe: &Recipe) -> String {
+    let method = METHODS.iter().find(|(m, _)| name.rsplit_once('-').is_some_and(|(n, _)| n == *m));
+    let inputs = match recipe.activation_bits {
+        16 => "inputs left alone".to_string(),
+        bits => format!("{bits}-bit inputs"),
+    };
+    format!("{}-bit weights, {inputs}; {}", recipe.weight_bits, method.map_or("", |m| m.1))
+}
+
+fn list(as_json: bool) -> anyhow::Result<()> {
+    let mut table = Table::new(["recipe", "what it does"]);
+    let mut rows = Vec::new();
+    for name in Recipe::names() {
+        let about = describe(&name, &Recipe::named(&name)?);
+        rows.push(json!({ "recipe": name, "description": about }));
+        table.row([name, about]);
+    }
+    if as_json {
+        return output::print_json(&json!({ "recipes": rows }));
+    }
+    output::print(&format!("{table}\n`halfbyte recipes NAME` prints one in full, to be changed and given as --recipe FILE.toml.\n"))
+}
+
+/// Comments for the fields of a recipe file.
+const FIELDS: [(&str, &str); 20] = [
+    ("name", "for reports"),
+    ("method", "minmax-int, minmax-fp or fpq"),
+    ("weight_bits", "of linear layers: 4, 6, 8, or 16 to leave them alone"),
+    ("activation_bits", "of the inputs of linear layers: 4, 6, 8, or 16"),
+    ("embedding_bits", "of the embedding table: 4, 6, 8, or 16"),
+    ("keep", "layers left in full precision: \"lm_head\", \"embedding\", or parts of names such as \"down_proj\", \"layers.0.\""),
+    ("calibration", "inputs to calibrate on: full-precision (published), or sequential (what the quantized layers before give)"),
+    ("shifts", "pre-shifted exponent biases: none, maximum (published) or error"),
+    ("share_input", "one input quantizer for the layers that share an input (q/k/v, gate/up)"),
+    ("correct", "first correct the weights for the error of their quantized inputs"),
+    ("feedback", "feed each column's rounding error back into those after it (GPTQ)"),
+    ("damping", "of correction and feedback, relative to the mean second moment"),
+    ("rounds", "of the search, 1 to 100"),
+    ("first", "what a round begins with: weight (published) or input"),
+    ("search", "how candidates are scored: direct (slow), gram (the same scores), ranked (the best few by gram)"),
+    ("finalists", "candidates scored fully when ranked"),
+    ("sample_tokens", "tokens that the search for an input's quantizer looks at"),
+    ("seed", "of that sample"),
+    ("[weight_grid]", "candidates for the scale of a weight row; kind: bias (published) or maxval"),
+    ("[activation_grid]", "candidates for the scale of an input"),
+];
+
+fn one(recipe: &Recipe, as_json: bool) -> anyhow::Result<()> {
+    if as_json {
+        return output::print_json(&serde_json::to_value(recipe)?);
+    }
+    output::print(&commented(recipe)?)
+}
+
+/// The recipe as TOML, a comment before every field.
+fn commented(recipe: &Recipe) -> anyhow::Result<String> {
+    let plain = halfbyte_quantize::recipe_toml(recipe).context("cannot write the recipe as TOML")?;
+    let mut text = String::new();
+    let mut top = true;
+    for line in plain.lines() {
+        let key = line.split(" =").next().unwrap_or_default();
+        top = top && !line.starts_with('[');
+        if let Some((_, comment)) = FIELDS.iter().find(|(f, _)| *f == key && (top || line.starts_with('['))) {
+            writeln!(text, "# {comment}")?;
+        }
+        writeln!(text, "{line}")?;
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_built_in_recipe_has_a_description() {
+        for name in Recipe::names() {
+            assert!(!describe(&name, &Recipe::named(&name).unwrap()).ends_with("; "), "{name}");
+        }
+    }
+
+    #[test]
+    fn every_field_of_a_recipe_file_has_a_comment() {
+        let text = commented(&Recipe::default()).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        let mut top = true;
+        for (i, line) in lines.iter().enumerate().filter(|(_, l)| !l.starts_with('#') && !l.is_empty()) {
+            if top || line.starts_with('[') {
+                assert!(i > 0 && lines[i - 1].starts_with("# "), "no comment before {line}");
+            }
+            top = top && !line.starts_with('[');
+        }
+    }
+}

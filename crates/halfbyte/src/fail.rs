@@ -1,0 +1,71 @@
+//! Errors as the user sees them: `error: ...` on one line, `hint: ...` where there is something to do, an exit code.
+
+use halfbyte_evaluate::EvaluateError;
+use halfbyte_quantize::QuantizeError;
+use std::fmt;
+use std::process::ExitCode;
+
+/// An error of the command line's own, with what to do about it.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    message: String,
+    hint: Option<String>,
+}
+
+impl Failure {
+    /// `message` and no hint.
+    pub(crate) fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into(), hint: None }
+    }
+
+    /// The same with a hint.
+    pub(crate) fn hint(self, hint: impl Into<String>) -> Self {
+        Self { hint: Some(hint.into()), ..self }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// Exit code after Ctrl-C, as shells have it: 128 + SIGINT.
+const INTERRUPTED: u8 = 130;
+
+/// Prints an error and says which exit code it has.
+pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
+    let line = format!("{error:#}").split_whitespace().collect::<Vec<_>>().join(" ");
+    let (label, code) = if stopped(error) { ("stopped", INTERRUPTED) } else { ("error", 1) };
+    match line.strip_prefix("stopped; ") {
+        Some(rest) if code == INTERRUPTED => eprintln!("{label}: {rest}"),
+        _ => eprintln!("{label}: {line}"),
+    }
+    if let Some(hint) = hint(error) {
+        eprintln!("hint: {hint}");
+    }
+    ExitCode::from(code)
+}
+
+fn stopped(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(QuantizeError::Stopped(_)))
+        || matches!(error.downcast_ref(), Some(EvaluateError::Stopped))
+}
+
+/// What to do, where the error itself does not say so.
+fn hint(error: &anyhow::Error) -> Option<String> {
+    if let Some(failure) = error.downcast_ref::<Failure>() {
+        return failure.hint.clone();
+    }
+    match error.downcast_ref::<QuantizeError>()? {
+        QuantizeError::UnknownRecipe { .. } => {
+            Some("`halfbyte recipes` describes them; `halfbyte recipes NAME > mine.toml` starts one of your own".into())
+        }
+        QuantizeError::Calibration(_) => {
+            Some("--calibration wants a few pages of ordinary UTF-8 text, such as the model will read".into())
+        }
+        _ => None,
+    }
+}

@@ -1,0 +1,78 @@
+//! Progress on standard error, for work that takes longer than a second and a person who watches.
+
+use crate::system;
+use halfbyte_quantize::Progress;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::io::IsTerminal;
+use std::time::Duration;
+
+/// Work shorter than this is not worth a bar.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// A bar with an estimate of the time left. It appears after a second, and only on a terminal.
+pub(crate) struct Bar {
+    bar: ProgressBar,
+    finished: usize,
+}
+
+impl Bar {
+    /// A bar that counts `unit`s; the number of them may come later.
+    pub(crate) fn new(unit: &'static str) -> Self {
+        let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::hidden());
+        let template = "{elapsed_precise} [{bar:40}] {pos}/{len} {msg}, {eta} left";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        bar.set_message(unit);
+        if std::io::stderr().is_terminal() {
+            let late = bar.clone();
+            std::thread::spawn(move || {
+                std::thread::sleep(PATIENCE);
+                if !late.is_finished() {
+                    late.set_draw_target(ProgressDrawTarget::stderr());
+                    late.enable_steady_tick(Duration::from_millis(500));
+                }
+            });
+        }
+        Self { bar, finished: 0 }
+    }
+
+    /// `done` of `all` steps are done.
+    pub(crate) fn set(&self, done: usize, all: usize) {
+        self.bar.set_length(all as u64);
+        self.bar.set_position(done as u64);
+    }
+
+    /// What is done at the moment, for a bar that goes through several stages.
+    pub(crate) fn stage(&self, what: String) {
+        self.bar.set_message(what);
+    }
+
+    /// Layers that an earlier run had finished.
+    pub(crate) fn resumed(&self) -> usize {
+        self.finished
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+impl Progress for Bar {
+    fn begin(&mut self, layers: usize, finished: usize) {
+        self.finished = finished;
+        self.set(finished, layers);
+        // The earlier run's layers say nothing of this one's speed.
+        self.bar.reset_eta();
+    }
+
+    fn advance(&mut self, layers: usize) {
+        self.bar.inc(layers as u64);
+    }
+
+    fn stopped(&self) -> bool {
+        system::asked_to_stop()
+    }
+}

@@ -1,0 +1,60 @@
+//! From options to a recipe.
+
+use crate::cli::{GridChoice, RecipeArgs};
+use crate::fail::Failure;
+use halfbyte_model::Architecture;
+use halfbyte_quantize::search::Grid;
+use halfbyte_quantize::{Recipe, load_recipe};
+
+/// The recipe of the options, for a model with these layers.
+pub(crate) fn chosen(args: &RecipeArgs, architecture: &Architecture) -> anyhow::Result<Recipe> {
+    let mut recipe = load_recipe(&args.recipe)?;
+    if let Some(keep) = &args.keep {
+        for wanted in keep {
+            check_keep(wanted, architecture)?;
+        }
+        recipe.keep.clone_from(keep);
+    }
+    let defaults = Recipe::default();
+    match args.grid {
+        Some(GridChoice::Published) => {
+            (recipe.weight_grid, recipe.activation_grid) = (Grid::PUBLISHED, Grid::PUBLISHED);
+        }
+        Some(GridChoice::Maxval) => {
+            (recipe.weight_grid, recipe.activation_grid) = (defaults.weight_grid, defaults.activation_grid);
+        }
+        None => {}
+    }
+    if let Some(bits) = args.embedding_bits {
+        recipe.embedding_bits = bits;
+    }
+    if let Some(inputs) = args.calibrate {
+        recipe.calibration = inputs.into();
+    }
+    if let Some(rounds) = args.rounds {
+        recipe.rounds = rounds;
+    }
+    if let Some(search) = args.search {
+        recipe.search = search.into();
+    }
+    if let Some(seed) = args.seed {
+        recipe.seed = seed;
+    }
+    recipe.check()?;
+    Ok(recipe)
+}
+
+/// A misspelt layer would be quantized silently.
+fn check_keep(wanted: &str, architecture: &Architecture) -> anyhow::Result<()> {
+    let only = Recipe { keep: vec![wanted.into()], ..Recipe::default() };
+    let sites = architecture.blocks.iter().flat_map(|b| &b.taps).flat_map(|t| &t.sites).chain([&architecture.head]);
+    let embedding = architecture.embedding.trim_end_matches(".weight");
+    let matches = !wanted.is_empty() && (only.keeps(embedding) || sites.into_iter().any(|s| only.keeps(&s.name)));
+    if matches {
+        return Ok(());
+    }
+    let first = architecture.blocks.first().map_or("", |b| &b.taps[0].sites[0].name);
+    Err(Failure::new(format!("--keep {wanted:?} matches no layer of this model"))
+        .hint(format!("layers have names such as {first} and {}; a part of a name will do", architecture.head.name))
+        .into())
+}

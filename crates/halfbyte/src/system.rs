@@ -1,0 +1,50 @@
+//! The machine: threads, memory, Ctrl-C, logs.
+
+use anyhow::Context;
+use std::sync::atomic::{AtomicBool, Ordering};
+use tracing_subscriber::EnvFilter;
+
+/// Starts the threads that everything computes on.
+pub(crate) fn use_threads(threads: Option<usize>) -> anyhow::Result<()> {
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads.unwrap_or(0))
+        .build_global()
+        .context("cannot start the threads; try fewer with --threads")
+}
+
+static STOP: AtomicBool = AtomicBool::new(false);
+
+/// Lets Ctrl-C (and a polite `kill`) ask for a stop at the next good place; a second one stops at once.
+pub(crate) fn stop_on_interrupt() -> anyhow::Result<()> {
+    ctrlc::set_handler(|| {
+        if STOP.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+    })
+    .context("cannot listen to Ctrl-C")
+}
+
+/// Whether the user asked to stop.
+pub(crate) fn asked_to_stop() -> bool {
+    STOP.load(Ordering::Relaxed)
+}
+
+/// The most memory that this process has had resident so far; `None` where the system does not tell.
+pub(crate) fn peak_rss_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}
+
+/// Logs to standard error, and only if asked for: by `-v`, or by `RUST_LOG`.
+pub(crate) fn log_to_stderr(verbose: u8) {
+    let level = match verbose {
+        0 => "off",
+        1 => "info",
+        2 => "debug",
+        _ => "trace",
+    };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}

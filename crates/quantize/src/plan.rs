@@ -1,0 +1,440 @@
+//! What a run would do, from the headers of a checkpoint alone: layers, sizes, peak memory, time.
+//!
+//! Sizes are exact, since every format of equal bits is stored alike. Memory is a model of the code's largest buffers, and
+//! time a count of its operations at a speed measured on this machine; their constants are in [`cost`].
+
+use crate::recipe::{Calibration, Method, Recipe};
+use crate::search::ShiftRule;
+use halfbyte_checkpoint::CheckpointError;
+use halfbyte_formats::{Element, kernel, pack};
+use halfbyte_model::{Architecture, BlockSpec, Model, Site};
+use halfbyte_tensor::{Matrix, Rows, product};
+use std::time::Instant;
+
+/// Constants of the memory and time models, fitted to measured runs.
+mod cost {
+    /// Program, threads, allocator, and what the tokenizer leaves behind.
+    pub(super) const PROCESS: u64 = 24 << 20;
+    /// Copies of one group's weights in f32 that the FPQ search holds at its peak: the stacked weight, the corrected one,
+    /// its linear term, and three of {errors of a candidate, their product with the Gram matrix, rounded values,
+    /// pushed errors}.
+    pub(super) const SEARCH_COPIES: u64 = 6;
+    /// The same for MinMax: values and their codes before packing.
+    pub(super) const MINMAX_COPIES: u64 = 2;
+    /// Matrices `[inputs, inputs]` of a group: Gram, cross, and the difference of the two or the factor.
+    pub(super) const GRAMS: u64 = 3;
+    /// Without correction or feedback, and where inputs are as wanted, the Gram matrix alone.
+    pub(super) const GRAMS_PLAIN: u64 = 1;
+    /// Copies of the sample `[tokens, inputs]` in the search of an input: the sample and its transpose, the linear
+    /// term and its transpose, the error of a candidate.
+    pub(super) const SAMPLE_COPIES: u64 = 5;
+    /// Outputs of the sample `[tokens, outputs]` that are compared.
+    pub(super) const SAMPLE_OUTPUTS: u64 = 2;
+    /// Copies of one window `[tokens, widest]` in a forward pass: input, quantized input, outputs.
+    pub(super) const FORWARD_COPIES: u64 = 4;
+    /// Copies of the embedding table in f32 while it is quantized: values, decoded codes.
+    pub(super) const EMBEDDING_COPIES: u64 = 2;
+    /// Windows of activations in memory when they are kept in files.
+    pub(super) const SPILL_WINDOWS: u64 = 2;
+    /// Steps of the lattice of scales that shifts by error are measured on (see `search::input`).
+    pub(super) const LATTICE_STEPS: f64 = 100.0;
+    /// Share of the measured speed of a large product that the products of a run reach.
+    pub(super) const PRODUCT_EFFICIENCY: f64 = 0.7;
+}
+
+/// What a plan depends on besides model and recipe.
+#[derive(Clone, Copy, Debug)]
+pub struct PlanOptions {
+    /// Calibration windows.
+    pub windows: usize,
+    /// Tokens of a window.
+    pub window: usize,
+    /// As in [`crate::Job`].
+    pub activation_memory: u64,
+}
+
+/// What a run would do.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The linear layers to be quantized, in the order of the network.
+    pub sites: Vec<PlannedSite>,
+    /// The embedding table, if it is to be quantized.
+    pub embedding: Option<PlannedSite>,
+    /// Bytes of all tensors of the output, those left alone included.
+    pub output_bytes: u64,
+    /// Bytes that the working folder needs beside the output.
+    pub working_bytes: u64,
+    /// Stored bits per weight over the quantized tensors, scales and shifts included.
+    pub bits_per_weight: f64,
+    /// The most memory at any time.
+    pub memory: Memory,
+    /// What there is to compute.
+    pub work: Work,
+}
+
+/// A tensor to be quantized.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlannedSite {
+    /// Name of the layer.
+    pub name: String,
+    /// Last part of the name.
+    pub kind: String,
+    /// Output and input channels.
+    pub shape: [usize; 2],
+    /// Bits of a weight; 16 if it is left alone.
+    pub weight_bits: u32,
+    /// Bits of an input; 16 if it is left alone.
+    pub activation_bits: u32,
+    /// Bytes of codes, scales and shifts.
+    pub bytes: u64,
+}
+
+impl PlannedSite {
+    fn new(name: &str, [rows, cols]: [usize; 2], weight_bits: u32, activation_bits: u32, shifts: bool) -> Self {
+        let mut bytes = 0;
+        if weight_bits < 16 {
+            bytes += rows * pack::packed_len(weight_bits, cols) + 4 * rows;
+        }
+        if activation_bits < 16 {
+            bytes += 4 + if shifts { cols } else { 0 };
+        }
+        Self {
+            name: name.into(),
+            kind: name.rsplit('.').next().unwrap_or(name).into(),
+            shape: [rows, cols],
+            weight_bits,
+            activation_bits,
+            bytes: bytes as u64,
+        }
+    }
+
+    /// Weights.
+    pub fn elements(&self) -> u64 {
+        (self.shape[0] * self.shape[1]) as u64
+    }
+
+    /// Stored bits, a weight that is left alone counting 16 as in the report.
+    pub fn bits(&self) -> u64 {
+        8 * self.bytes + if self.weight_bits == 16 { 16 * self.elements() } else { 0 }
+    }
+
+    /// Whether the weight becomes codes.
+    fn coded(&self) -> bool {
+        self.weight_bits < 16
+    }
+}
+
+/// Memory at the moment when it is largest, as a sum of named parts.
+#[derive(Clone, Debug)]
+pub struct Memory {
+    /// What the run does at that moment.
+    pub moment: String,
+    /// Name and bytes of every part.
+    pub terms: Vec<(&'static str, u64)>,
+}
+
+impl Memory {
+    /// All parts together.
+    pub fn peak_bytes(&self) -> u64 {
+        self.terms.iter().map(|t| t.1).sum()
+    }
+}
+
+/// Operations of a run.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Work {
+    /// Multiply-adds of matrix products.
+    pub multiply_adds: f64,
+    /// Numbers rounded to a candidate's grid.
+    pub roundings: f64,
+}
+
+/// How fast this machine does the operations of [`Work`].
+#[derive(Clone, Copy, Debug)]
+pub struct Speed {
+    multiply_adds: f64,
+    roundings: f64,
+}
+
+impl Speed {
+    /// Measures for some milliseconds, on the threads that a run would use.
+    pub fn measure() -> Self {
+        let n = 512;
+        let a: Vec<f32> = (0..n * n).map(|i| (i % 17) as f32 - 8.0).collect();
+        let rows = Rows::new(&a, n);
+        let multiply_adds = rate((n * n * n) as f64, || drop::<Matrix>(product(&rows, &rows)));
+        let mut error = 0.0;
+        let one_thread = rate(a.len() as f64, || error += kernel::squared_error(Element::E2M1, 0.7, &a));
+        debug_assert!(error.is_finite());
+        Self { multiply_adds, roundings: one_thread * rayon::current_num_threads() as f64 }
+    }
+}
+
+/// Operations a second of the fastest of a few tries.
+fn rate(operations: f64, mut run: impl FnMut()) -> f64 {
+    let seconds = (0..4).map(|_| {
+        let start = Instant::now();
+        run();
+        start.elapsed().as_secs_f64()
+    });
+    operations / seconds.fold(f64::INFINITY, f64::min).max(1e-9)
+}
+
+impl Work {
+    /// Seconds at this speed.
+    pub fn seconds(&self, speed: Speed) -> f64 {
+        self.multiply_adds / (speed.multiply_adds * cost::PRODUCT_EFFICIENCY) + self.roundings / speed.roundings
+    }
+}
+
+/// Works out what [`crate::quantize`] would do.
+///
+/// # Errors
+/// When a tensor that is to be copied cannot be found.
+pub fn plan(model: &Model, recipe: &Recipe, options: PlanOptions) -> Result<Plan, CheckpointError> {
+    let a = &model.architecture;
+    let shifts = recipe.method == Method::Fpq && recipe.shifts != ShiftRule::None;
+    let planned = |site: &Site| {
+        let untouched = recipe.weight_bits == 16 && recipe.activation_bits == 16;
+        let shape = [site.outputs, site.inputs];
+        (!recipe.keeps(&site.name) && !untouched)
+            .then(|| PlannedSite::new(&site.name, shape, recipe.weight_bits, recipe.activation_bits, shifts))
+    };
+    let linears = a.blocks.iter().flat_map(|b| &b.taps).flat_map(|t| &t.sites).chain([&a.head]);
+    let sites: Vec<PlannedSite> = linears.filter_map(planned).collect();
+    let embedding_name = a.embedding.trim_end_matches(".weight");
+    let embedding = (recipe.embedding_bits < 16 && !recipe.keeps(embedding_name))
+        .then(|| PlannedSite::new(embedding_name, [a.vocabulary, a.hidden], recipe.embedding_bits, 16, false));
+
+    let all = || embedding.iter().chain(&sites);
+    let elements: u64 = all().map(PlannedSite::elements).sum();
+    let bits: u64 = all().map(PlannedSite::bits).sum();
+    let coded_bytes: u64 = all().map(|s| s.bytes).sum();
+    let shape = Shape { model, recipe, options };
+    let states = 2 * shape.state_bytes();
+    let spilled = if shape.spills() { shape.activation_bytes() } else { 0 };
+    Ok(Plan {
+        output_bytes: coded_bytes + copied_bytes(model, &sites, embedding.is_some())?,
+        working_bytes: coded_bytes + states + spilled,
+        bits_per_weight: bits as f64 / elements.max(1) as f64,
+        memory: shape.memory(embedding.is_some())?,
+        work: shape.work(embedding.is_some()),
+        sites,
+        embedding,
+    })
+}
+
+/// Bytes of the tensors that the output takes over as they are; the choice is that of the job's last step.
+fn copied_bytes(model: &Model, sites: &[PlannedSite], embedding_coded: bool) -> Result<u64, CheckpointError> {
+    let (a, source) = (&model.architecture, &model.checkpoint);
+    let bytes = |tensor: &str| Ok::<u64, CheckpointError>(source.file_of(tensor)?.find(tensor)?.bytes);
+    let coded: std::collections::HashSet<&str> =
+        sites.iter().filter(|s| s.coded()).map(|s| s.name.as_str()).collect();
+    let is_coded = |tensor: &str| {
+        tensor.strip_suffix(".weight").is_some_and(|n| coded.contains(n)) || (embedding_coded && tensor == a.embedding)
+    };
+    let head = format!("{}.weight", a.head.name);
+    let mut total = 0;
+    for tensor in source.names().filter(|n| !is_coded(n) && !(a.tied && *n == head)) {
+        total += bytes(tensor)?;
+    }
+    let untied = a.tied && (embedding_coded || sites.iter().any(|s| s.name == a.head.name));
+    if untied && !is_coded(&head) {
+        total += bytes(&a.embedding)?;
+    }
+    Ok(total)
+}
+
+/// Sizes from which memory and time follow.
+struct Shape<'a> {
+    model: &'a Model,
+    recipe: &'a Recipe,
+    options: PlanOptions,
+}
+
+impl Shape<'_> {
+    fn architecture(&self) -> &Architecture {
+        &self.model.architecture
+    }
+
+    fn tokens(&self) -> u64 {
+        (self.options.windows * self.options.window) as u64
+    }
+
+    fn sample(&self) -> u64 {
+        self.tokens().min(self.recipe.sample_tokens as u64)
+    }
+
+    /// Networks that are run side by side.
+    fn streams(&self) -> u64 {
+        match self.recipe.calibration {
+            Calibration::FullPrecision => 1,
+            Calibration::Sequential => 2,
+        }
+    }
+
+    /// Hidden states between two blocks.
+    fn state_bytes(&self) -> u64 {
+        self.tokens() * self.architecture().hidden as u64 * 4 * self.streams()
+    }
+
+    /// Activations at the widest tap, as the job counts them.
+    fn activation_bytes(&self) -> u64 {
+        let widest = self.architecture().blocks.iter().flat_map(|b| &b.taps).map(|t| t.channels()).max();
+        self.stored(widest.unwrap_or(0), self.tokens())
+    }
+
+    fn stored(&self, channels: usize, tokens: u64) -> u64 {
+        tokens * (self.architecture().hidden + channels) as u64 * 4 * self.streams()
+    }
+
+    /// Whether the job keeps activations in files.
+    fn spills(&self) -> bool {
+        self.activation_bytes() > self.options.activation_memory
+    }
+
+    /// Bytes of a layer's weight as stored in the checkpoint.
+    fn stored_weight(&self, name: &str) -> Result<u64, CheckpointError> {
+        let tensor = format!("{name}.weight");
+        Ok(self.model.checkpoint.file_of(&tensor)?.find(&tensor)?.bytes)
+    }
+
+    /// The largest of all moments.
+    fn memory(&self, embedding: bool) -> Result<Memory, CheckpointError> {
+        let a = self.architecture();
+        let mut moments = vec![self.embedding_memory(embedding)?];
+        for (b, block) in a.blocks.iter().enumerate() {
+            for tap in 0..block.taps.len() {
+                moments.push(self.tap_memory(b, block, tap)?);
+            }
+        }
+        if !self.recipe.keeps(&a.head.name) {
+            let table = a.embedding.trim_end_matches(".weight");
+            let name = if a.tied { table } else { &a.head.name };
+            let mut terms = vec![("process", cost::PROCESS), ("stored weights", self.stored_weight(name)?)];
+            self.search_terms(std::slice::from_ref(&a.head), &mut terms);
+            moments.push(Memory { moment: "output layer".into(), terms });
+        }
+        let largest = moments.into_iter().reduce(|a, b| if b.peak_bytes() > a.peak_bytes() { b } else { a });
+        Ok(largest.unwrap_or(Memory { moment: String::new(), terms: Vec::new() }))
+    }
+
+    fn embedding_memory(&self, coded: bool) -> Result<Memory, CheckpointError> {
+        let a = self.architecture();
+        let elements = (a.vocabulary * a.hidden) as u64;
+        let stored = self.stored_weight(a.embedding.trim_end_matches(".weight"))?;
+        let mut terms = vec![("process", cost::PROCESS), ("embedding table", stored)];
+        if coded {
+            terms.push(("embedding copies", cost::EMBEDDING_COPIES * 4 * elements));
+            terms.push(("codes", elements * u64::from(self.recipe.embedding_bits) / 8));
+        } else {
+            terms.push(("activations", if self.spills() { 0 } else { self.state_bytes() }));
+        }
+        Ok(Memory { moment: "embedding".into(), terms })
+    }
+
+    fn tap_memory(&self, index: usize, block: &BlockSpec, tap: usize) -> Result<Memory, CheckpointError> {
+        let sites = &block.taps[tap].sites;
+        let mut stored = 0;
+        // The block's weights go tap by tap.
+        for site in block.taps[tap..].iter().flat_map(|t| &t.sites) {
+            stored += self.stored_weight(&site.name)?;
+        }
+        let done: u64 = block.taps[..tap].iter().flat_map(|t| &t.sites).map(|s| (s.outputs * s.inputs) as u64).sum();
+        let mut terms = vec![
+            ("process", cost::PROCESS),
+            ("stored weights", stored),
+            ("codes", done * u64::from(self.recipe.weight_bits.min(8)) / 8),
+        ];
+        self.search_terms(sites, &mut terms);
+        Ok(Memory { moment: format!("block {index}, {}", sites[0].kind()), terms })
+    }
+
+    /// What the layers of one tap need while they are quantized.
+    fn search_terms(&self, sites: &[Site], terms: &mut Vec<(&'static str, u64)>) {
+        let channels = sites[0].inputs;
+        let k = channels as u64;
+        let tokens = if self.spills() { cost::SPILL_WINDOWS * self.options.window as u64 } else { self.tokens() };
+        let outputs: u64 = sites.iter().map(|s| s.outputs as u64).sum();
+        terms.push(("activations", self.stored(channels, tokens)));
+        let widest = outputs.max(k).min(4 * self.architecture().hidden.max(channels) as u64);
+        terms.push(("forward pass", cost::FORWARD_COPIES * 4 * self.options.window as u64 * widest));
+        let chosen: Vec<u64> =
+            sites.iter().filter(|s| !self.recipe.keeps(&s.name)).map(|s| s.outputs as u64).collect();
+        if chosen.is_empty() {
+            return;
+        }
+        let all: u64 = chosen.iter().sum();
+        let group = if self.recipe.share_input { all } else { chosen.iter().copied().max().unwrap_or(0) };
+        terms.push(("weights in f32", 4 * all * k));
+        let fpq = self.recipe.method == Method::Fpq;
+        let copies = if fpq { cost::SEARCH_COPIES } else { cost::MINMAX_COPIES };
+        terms.push(("search of weights", copies * 4 * group * k));
+        if fpq && self.recipe.weight_bits < 16 {
+            let solves = self.recipe.correct || self.recipe.feedback;
+            let cross = self.recipe.activation_bits < 16 || self.streams() == 2;
+            let grams = if solves || cross { cost::GRAMS } else { cost::GRAMS_PLAIN };
+            terms.push(("second moments", grams * 4 * k * k));
+        }
+        let sample = self.sample();
+        let copies = if fpq { cost::SAMPLE_COPIES } else { self.streams() };
+        terms.push(("sample of inputs", copies * 4 * sample * k));
+        terms.push(("sample of outputs", cost::SAMPLE_OUTPUTS * 4 * sample * group));
+    }
+
+    fn work(&self, embedding: bool) -> Work {
+        let a = self.architecture();
+        let mut work = Work::default();
+        for tap in a.blocks.iter().flat_map(|b| &b.taps) {
+            let forward = tap.sites.iter().map(|s| s.outputs * s.inputs).sum::<usize>() as f64;
+            work.multiply_adds += forward * self.tokens() as f64 * self.streams() as f64;
+            self.search_work(&tap.sites, &mut work);
+        }
+        self.search_work(std::slice::from_ref(&a.head), &mut work);
+        if embedding && self.recipe.method == Method::Fpq {
+            let formats = Element::searched(self.recipe.embedding_bits).len() as f64;
+            work.roundings += formats * self.recipe.weight_grid.steps as f64 * (a.vocabulary * a.hidden) as f64;
+        }
+        work
+    }
+
+    /// Each line is one of the steps of `methods::fpq`.
+    fn search_work(&self, sites: &[Site], work: &mut Work) {
+        let recipe = self.recipe;
+        let rows: Vec<f64> = sites.iter().filter(|s| !recipe.keeps(&s.name)).map(|s| s.outputs as f64).collect();
+        let k = sites[0].inputs as f64;
+        let (tokens, sample) = (self.tokens() as f64, self.sample() as f64);
+        let all: f64 = rows.iter().sum();
+        if rows.is_empty() {
+            return;
+        }
+        work.multiply_adds += 2.0 * sample * all * k;
+        if recipe.method != Method::Fpq {
+            work.roundings += all * k;
+            return;
+        }
+        let (groups, n) = if recipe.share_input { (1.0, all) } else { (rows.len() as f64, all / rows.len() as f64) };
+        let times = groups * recipe.rounds as f64;
+        let scored = |candidates: f64| recipe.exactness().count(candidates as usize) as f64;
+        if recipe.activation_bits < 16 {
+            let formats = Element::searched(recipe.activation_bits).len() as f64;
+            let lattice = recipe.shifts == ShiftRule::Error;
+            let candidates = if lattice { cost::LATTICE_STEPS } else { recipe.activation_grid.steps as f64 };
+            let narrow = n.min(k);
+            work.multiply_adds += times * (n * k * k + 3.0 * sample * n * k);
+            work.multiply_adds += times * formats * scored(candidates) * sample * k * narrow;
+            work.roundings += times * formats * candidates * sample * k;
+        }
+        if recipe.weight_bits < 16 {
+            let formats = Element::searched(recipe.weight_bits).len() as f64;
+            let candidates = recipe.weight_grid.steps as f64;
+            let moments = if recipe.activation_bits < 16 || self.streams() == 2 { 1.5 } else { 0.5 };
+            work.multiply_adds += times * (moments * tokens * k * k + n * k * k);
+            work.multiply_adds += times * formats * scored(candidates) * n * k * k;
+            work.roundings += times * formats * (candidates + scored(candidates)) * n * k;
+            if recipe.correct || recipe.feedback {
+                work.multiply_adds += times * (k * k * k / 6.0 + 1.5 * n * k * k);
+            }
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! Recipes in TOML files.
+
+use crate::{QuantizeError, Recipe};
+use std::path::Path;
+
+/// The built-in recipe of this name, or else the recipe in the TOML file at this path. Fields that the file leaves out
+/// have the default recipe's values; the name is that of the file.
+///
+/// # Errors
+/// [`QuantizeError::UnknownRecipe`] for what is neither; for a file, what is wrong with it, by field.
+pub fn load_recipe(name_or_file: &str) -> Result<Recipe, QuantizeError> {
+    let path = Path::new(name_or_file);
+    match Recipe::named(name_or_file) {
+        Err(_) if path.is_file() => {}
+        built_in => return built_in,
+    }
+    let wrong = |message: String| QuantizeError::Recipe { field: path.display().to_string(), message };
+    let text = std::fs::read_to_string(path).map_err(|e| wrong(format!("cannot be read: {e}")))?;
+    let mut recipe = parse(&text).map_err(wrong)?;
+    if recipe.name == UNNAMED {
+        recipe.name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    }
+    recipe.check()?;
+    Ok(recipe)
+}
+
+/// What no recipe is called.
+const UNNAMED: &str = "";
+
+fn parse(text: &str) -> Result<Recipe, String> {
+    let at = |e: toml::de::Error| {
+        let line = e.span().and_then(|s| text.get(..s.start)).map_or(1, |before| before.matches('\n').count() + 1);
+        format!("line {line}: {}", e.message())
+    };
+    let recipe: Recipe = toml::from_str(text).map_err(at)?;
+    let named = text.parse::<toml::Table>().map_err(at)?.contains_key("name");
+    Ok(if named { recipe } else { Recipe { name: UNNAMED.into(), ..recipe } })
+}
+
+/// The recipe as a TOML file, every field written out.
+///
+/// # Errors
+/// [`QuantizeError::Recipe`] if a field cannot be written.
+pub fn recipe_toml(recipe: &Recipe) -> Result<String, QuantizeError> {
+    toml::to_string(recipe)
+        .map_err(|e| QuantizeError::Recipe { field: recipe.name.clone(), message: e.to_string() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_written_recipe_reads_back() {
+        for name in Recipe::names() {
+            let recipe = Recipe::named(&name).unwrap();
+            assert_eq!(parse(&recipe_toml(&recipe).unwrap()).unwrap(), recipe);
+        }
+    }
+
+    #[test]
+    fn a_misspelt_field_is_named_with_its_line() {
+        let error = parse("weight_bits = 4\nwieght_bits = 4\n").unwrap_err();
+        assert!(error.contains("line 2") && error.contains("wieght_bits"), "{error}");
+    }
+
+    #[test]
+    fn a_file_without_a_name_is_called_after_itself() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("mine.toml");
+        std::fs::write(&path, "rounds = 2\n").unwrap();
+        let recipe = load_recipe(path.to_str().unwrap()).unwrap();
+        assert_eq!(recipe, Recipe { name: "mine".into(), rounds: 2, ..Recipe::default() });
+    }
+}
