@@ -43,9 +43,9 @@ Examples:
   halfbyte demo
   halfbyte demo --json | python3 -c 'import json,sys; print(json.load(sys.stdin)[\"rows\"])'
 
-The model is stories260K (LLaMA, 5 layers, hidden 64); the text 30 KB of TinyStories. Linear layers are quantized to 4-bit
-weights and 4-bit activations, the embedding and the output layer are kept. Perplexity: 60 windows of 128 tokens that the
-calibration has not seen; lower is better, and the first row is the unquantized model.";
+The model is stories260K (LLaMA, 5 layers, hidden 64), the text 30 KB of TinyStories. Linear layers get \
+4-bit weights and 4-bit inputs, the embedding and the output layer are kept. Perplexity: 60 windows of 128 \
+tokens that the calibration has not seen; lower is better, and the first row is the unquantized model.";
 
 /// Quantize a tiny built-in model with every method, and print what each costs in accuracy.
 #[derive(Debug, Args)]
@@ -82,13 +82,13 @@ pub(crate) struct PlanArgs {
 const QUANTIZE: &str = "\
 Examples:
   halfbyte quantize models/SmolLM2 --recipe fpq-w4a4 --calibration text.txt --out SmolLM2-fp4
-  halfbyte quantize models/SmolLM2 --recipe fpq-w4a4 --keep lm_head,embedding --calibration text.txt --out SmolLM2-fp4
+  halfbyte quantize models/SmolLM2 --recipe fpq-w4a4 --calibration text.txt --out SmolLM2-fp4 --keep lm_head
   halfbyte recipes fpq-w4a4 > mine.toml     # change it, and then
   halfbyte quantize models/SmolLM2 --recipe mine.toml --calibration text.txt --out SmolLM2-mine
 
-While it works, everything finished is in OUT.partial; OUT appears complete. After Ctrl-C, a crash or a power cut the same
-command goes on where it was and ends in the same bytes. The result depends on weights, recipe and calibration tokens, not
-on threads or on being interrupted.";
+While it works, everything finished is in OUT.partial; OUT appears complete. After Ctrl-C, a crash or a power \
+cut the same command goes on where it was and ends in the same bytes. The result depends on weights, recipe and \
+calibration tokens, not on threads or on being interrupted.";
 
 /// Quantize a model: calibrate on a text, choose formats and scales for every layer, and write a folder that `eval` runs.
 #[derive(Debug, Args)]
@@ -117,9 +117,9 @@ Examples:
   halfbyte eval SmolLM2-fp4 --perplexity wikitext2-test.txt
   halfbyte eval models/SmolLM2 --perplexity wikitext2-test.txt --window 2048 --windows 16
 
-The text is tokenised whole, without special tokens, and cut into non-overlapping windows; in each, every token but the
-first is scored. Perplexity is exp(total negative log-likelihood / tokens scored). Compare only figures with the same text,
-window and number of windows.";
+The text is tokenised whole, without special tokens, and cut into non-overlapping windows; in each, every token \
+but the first is scored. Perplexity is exp(total negative log-likelihood / tokens scored). Compare only figures \
+with the same text, window and number of windows.";
 
 /// Measure a model's perplexity on a text: a folder that `quantize` wrote, run from its codes, or an original checkpoint.
 #[derive(Debug, Args)]
@@ -151,9 +151,9 @@ Examples:
   halfbyte inspect SmolLM2-fp4 --json
   halfbyte inspect models/SmolLM2
 
-Columns: format of weight and input (E2M1: two exponent bits, one mantissa bit), the exponent biases of the weight's rows,
-the input's tensor-wise bias rho, how many channels have shift 0, 1, 2 ..., the layer's output error relative to its output,
-and stored bits per weight, scales and shifts included.";
+Columns: format of weight and input (E2M1: two exponent bits, one mantissa bit), the exponent biases of the \
+weight's rows, the input's tensor-wise bias rho, how many channels have shift 0, 1, 2 ..., the layer's output \
+error relative to its output, and stored bits per weight, scales and shifts included.";
 
 /// Show what a folder holds: for a quantized one what was chosen for every layer, for an original one what it is.
 #[derive(Debug, Args)]

@@ -60,9 +60,10 @@ fn hint(error: &anyhow::Error) -> Option<String> {
         return failure.hint.clone();
     }
     match error.downcast_ref::<QuantizeError>()? {
-        QuantizeError::UnknownRecipe { .. } => {
-            Some("`halfbyte recipes` describes them; `halfbyte recipes NAME > mine.toml` starts one of your own".into())
-        }
+        QuantizeError::UnknownRecipe { .. } => Some(
+            "`halfbyte recipes` describes them; `halfbyte recipes NAME > mine.toml` starts one of your own"
+                .into(),
+        ),
         QuantizeError::Calibration(_) => {
             Some("--calibration wants a few pages of ordinary UTF-8 text, such as the model will read".into())
         }

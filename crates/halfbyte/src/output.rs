@@ -40,7 +40,10 @@ impl std::fmt::Display for Table {
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
         let cell = |row: &Vec<String>, c: usize| row.get(c).cloned().unwrap_or_default();
         let width = |c: usize| self.rows.iter().map(|r| cell(r, c).chars().count()).max().unwrap_or(0);
-        let number = |s: &str| s.starts_with(|c: char| c.is_ascii_digit()) || s.starts_with('-') || s.is_empty();
+        // With a unit at most: `1.5 kB`, `0.3 %`, `64 x 64`, and `-` for none.
+        let number = |s: &str| {
+            s.chars().filter(|c| c.is_alphabetic()).count() <= 2 && !s.starts_with(char::is_alphabetic)
+        };
         let numeric = |c: usize| self.rows.iter().skip(1).all(|r| number(&cell(r, c)));
         let shape: Vec<(usize, bool)> = (0..columns).map(|c| (width(c), numeric(c))).collect();
         for row in &self.rows {
@@ -98,9 +101,18 @@ mod tests {
 
     #[test]
     fn numbers_read_well() {
-        assert_eq!((bytes(999), bytes(1000), bytes(999_960)), ("999 B".into(), "1.0 kB".into(), "1.0 MB".into()));
-        assert_eq!((thousands(7), thousands(1234), thousands(1_234_567)), ("7".into(), "1,234".into(), "1,234,567".into()));
-        assert_eq!((duration(0.53), duration(75.0), duration(754.2)), ("0.5 s".into(), "75 s".into(), "12 min 34 s".into()));
+        assert_eq!(
+            (bytes(999), bytes(1000), bytes(999_960)),
+            ("999 B".into(), "1.0 kB".into(), "1.0 MB".into())
+        );
+        assert_eq!(
+            (thousands(7), thousands(1234), thousands(1_234_567)),
+            ("7".into(), "1,234".into(), "1,234,567".into())
+        );
+        assert_eq!(
+            (duration(0.53), duration(75.0), duration(754.2)),
+            ("0.5 s".into(), "75 s".into(), "12 min 34 s".into())
+        );
     }
 
     #[test]

@@ -47,14 +47,19 @@ pub(crate) fn chosen(args: &RecipeArgs, architecture: &Architecture) -> anyhow::
 /// A misspelt layer would be quantized silently.
 fn check_keep(wanted: &str, architecture: &Architecture) -> anyhow::Result<()> {
     let only = Recipe { keep: vec![wanted.into()], ..Recipe::default() };
-    let sites = architecture.blocks.iter().flat_map(|b| &b.taps).flat_map(|t| &t.sites).chain([&architecture.head]);
+    let sites =
+        architecture.blocks.iter().flat_map(|b| &b.taps).flat_map(|t| &t.sites).chain([&architecture.head]);
     let embedding = architecture.embedding.trim_end_matches(".weight");
-    let matches = !wanted.is_empty() && (only.keeps(embedding) || sites.into_iter().any(|s| only.keeps(&s.name)));
+    let matches =
+        !wanted.is_empty() && (only.keeps(embedding) || sites.into_iter().any(|s| only.keeps(&s.name)));
     if matches {
         return Ok(());
     }
     let first = architecture.blocks.first().map_or("", |b| &b.taps[0].sites[0].name);
     Err(Failure::new(format!("--keep {wanted:?} matches no layer of this model"))
-        .hint(format!("layers have names such as {first} and {}; a part of a name will do", architecture.head.name))
+        .hint(format!(
+            "layers have names such as {first} and {}; a part of a name will do",
+            architecture.head.name
+        ))
         .into())
 }

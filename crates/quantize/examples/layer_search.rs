@@ -44,10 +44,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     recipe.check()?;
 
-    let mut seen = Store::new(&Place::Memory, x.cols, &[x.rows])?;
+    let mut store = Store::new(&Place::Memory, x.cols, &[x.rows])?;
     let site = Site { name: "layer".into(), outputs: weight.rows, inputs: weight.cols, bias: false };
-    seen.put(0, x)?;
-    let inputs = TapInputs { seen, wanted: None, weights: None };
+    store.put(0, x)?;
+    let inputs = TapInputs { x: store, weights: None };
     let start = std::time::Instant::now();
     let result = quantize_tap(&inputs, vec![SiteWeight { site, weight }], &recipe)?.remove(0);
     let seconds = start.elapsed().as_secs_f64();

@@ -1,10 +1,10 @@
 //! A whole run: from a checkpoint to the output folder.
 
 use crate::journal::{Journal, RunId, make_dir};
-use crate::recipe::{Calibration, Recipe, Target};
+use crate::recipe::{Calibration, Recipe};
 use crate::report::{LayerReport, Report};
 use crate::store::{Place, Store};
-use crate::stream::{QuantizedSite, Streams, quantize_block, quantize_sites};
+use crate::stream::{QuantizedSite, embed, quantize_block, quantize_sites};
 use crate::tap::TapInputs;
 use crate::{QuantizeError, quantize_embedding};
 use halfbyte_checkpoint::{
@@ -134,8 +134,7 @@ fn place(job: &Job) -> Place {
     let a = &job.model.architecture;
     let tokens: usize = job.windows.iter().map(Vec::len).sum();
     let widest = a.blocks.iter().flat_map(|b| &b.taps).map(|t| t.channels()).max().unwrap_or(0);
-    let streams = if job.recipe.calibration == Calibration::Sequential { 2 } else { 1 };
-    let bytes = (tokens * (a.hidden + widest) * 4 * streams) as u64;
+    let bytes = (tokens * (a.hidden + widest) * 4) as u64;
     match partial_dir(job.out) {
         Ok(dir) if bytes > job.activation_memory => Place::Folder(dir),
         _ => Place::Memory,
@@ -159,7 +158,7 @@ impl Run<'_> {
         progress.begin((0..blocks).map(layers_of).sum::<usize>() + 1, finished_layers);
 
         if finished < blocks + 2 {
-            let mut streams = match finished {
+            let mut hidden = match finished {
                 0 => self.embed()?,
                 _ => {
                     let rows: Vec<usize> = self.job.windows.iter().map(Vec::len).collect();
@@ -175,13 +174,13 @@ impl Run<'_> {
                     if progress.stopped() { Err(QuantizeError::Stopped(b)) } else { Ok(()) }
                 };
                 let (next, sites) =
-                    quantize_block(block, streams, self.job.recipe, &rotary, &self.place, &mut on_tap)?;
-                streams = next;
-                check_finite(&streams, b)?;
+                    quantize_block(block, hidden, self.job.recipe, &rotary, &self.place, &mut on_tap)?;
+                hidden = next;
+                check_finite(&hidden, b)?;
                 self.write(b + 1, &sites)?;
-                self.journal.write_state(b + 2, &streams)?;
+                self.journal.write_state(b + 2, &hidden)?;
             }
-            let sites = self.head(streams)?;
+            let sites = self.head(hidden)?;
             self.write(blocks + 1, &sites)?;
             progress.advance(1);
         }
@@ -189,8 +188,8 @@ impl Run<'_> {
         Ok(Outcome { report, was_finished: false })
     }
 
-    /// Quantizes the embedding table and starts the streams.
-    fn embed(&self) -> Result<Streams, QuantizeError> {
+    /// Quantizes the embedding table and looks up the calibration tokens.
+    fn embed(&self) -> Result<Store, QuantizeError> {
         let (model, recipe) = (self.job.model, self.job.recipe);
         let name = model.architecture.embedding.trim_end_matches(".weight");
         let table = model.embedding()?;
@@ -210,37 +209,27 @@ impl Run<'_> {
             });
             quantized = Some(table.with_table(Weight::Quantized(codes)));
         }
-        let second = match recipe.calibration {
-            Calibration::FullPrecision => None,
-            Calibration::Sequential => Some(quantized.as_ref().unwrap_or(&table)),
+        let table = match recipe.calibration {
+            Calibration::FullPrecision => &table,
+            Calibration::Sequential => quantized.as_ref().unwrap_or(&table),
         };
-        let streams = Streams::begin(&table, second, self.job.windows, model.architecture.hidden, &self.place)?;
+        let hidden = embed(table, self.job.windows, model.architecture.hidden, &self.place)?;
         self.write(0, &sites)?;
-        self.journal.write_state(1, &streams)?;
-        Ok(streams)
+        self.journal.write_state(1, &hidden)?;
+        Ok(hidden)
     }
 
     /// Quantizes the output layer.
-    fn head(&self, streams: Streams) -> Result<Vec<QuantizedSite>, QuantizeError> {
+    fn head(&self, mut hidden: Store) -> Result<Vec<QuantizedSite>, QuantizeError> {
         if self.job.recipe.keeps(&self.job.model.architecture.head.name) {
             return Ok(Vec::new());
         }
         let head = self.job.model.head()?;
-        let normed = |mut hidden: Store| -> Result<Store, QuantizeError> {
-            let mut out = Store::new(&self.place, hidden.channels(), hidden.rows())?;
-            for i in 0..hidden.windows() {
-                out.put(i, head.input(&hidden.take(i)?))?;
-            }
-            Ok(out)
-        };
-        let full = normed(streams.full)?;
-        let inputs = match streams.quantized {
-            Some(q) => {
-                let wanted = (self.job.recipe.target == Target::Network).then_some(full);
-                TapInputs { seen: normed(q)?, wanted, weights: None }
-            }
-            None => TapInputs { seen: full, wanted: None, weights: None },
-        };
+        let mut x = Store::new(&self.place, hidden.channels(), hidden.rows())?;
+        for i in 0..hidden.windows() {
+            x.put(i, head.input(&hidden.take(i)?))?;
+        }
+        let inputs = TapInputs { x, weights: None };
         let results = quantize_sites(std::slice::from_ref(&head.linear), &inputs, self.job.recipe)?;
         let site = |r: crate::methods::SiteResult| QuantizedSite {
             name: head.linear.site.name.clone(),
@@ -381,16 +370,12 @@ const COMPANIONS: [&str; 9] = [
 ];
 
 /// Hidden states that are no numbers would make every later choice meaningless.
-fn check_finite(streams: &Streams, block: usize) -> Result<(), QuantizeError> {
-    for (which, store) in [("full-precision", Some(&streams.full)), ("quantized", streams.quantized.as_ref())] {
-        for i in 0..store.map_or(0, Store::windows) {
-            if let Some(store) = store
-                && kernel::check_finite(&store.get(i)?.data).is_err()
-            {
-                return Err(QuantizeError::NonFinite(format!(
-                    "block {block}: the {which} network's output is not finite on calibration window {i}; the checkpoint's weights overflow f32"
-                )));
-            }
+fn check_finite(hidden: &Store, block: usize) -> Result<(), QuantizeError> {
+    for i in 0..hidden.windows() {
+        if kernel::check_finite(&hidden.get(i)?.data).is_err() {
+            return Err(QuantizeError::NonFinite(format!(
+                "block {block}: its output is not finite on calibration window {i}; the checkpoint's weights overflow f32"
+            )));
         }
     }
     Ok(())

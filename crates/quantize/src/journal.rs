@@ -7,7 +7,6 @@
 
 use crate::QuantizeError;
 use crate::store::{Place, Store};
-use crate::stream::Streams;
 use halfbyte_checkpoint::{Dtype, SafetensorsFile, SafetensorsWriter, TensorSpec, write_atomic};
 use halfbyte_tensor::Matrix;
 use serde::{Deserialize, Serialize};
@@ -109,20 +108,12 @@ impl Journal {
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub fn write_state(&self, block: usize, streams: &Streams) -> Result<(), QuantizeError> {
-        let named = |name: &str, store: &Store| {
-            let rows = store.rows().iter().sum::<usize>();
-            TensorSpec::new(name, Dtype::F32, [rows, store.channels()])
-        };
-        let mut specs = vec![named("full", &streams.full)];
-        specs.extend(streams.quantized.as_ref().map(|q| named("quantized", q)));
-        let mut writer = SafetensorsWriter::create(&self.state_path(block), &specs, &BTreeMap::new())?;
-        for (name, store) in [("full", Some(&streams.full)), ("quantized", streams.quantized.as_ref())] {
-            for i in 0..store.map_or(0, Store::windows) {
-                if let Some(store) = store {
-                    writer.write(name, bytemuck::cast_slice(&store.get(i)?.data))?;
-                }
-            }
+    pub fn write_state(&self, block: usize, hidden: &Store) -> Result<(), QuantizeError> {
+        let rows = hidden.rows().iter().sum::<usize>();
+        let spec = TensorSpec::new(HIDDEN, Dtype::F32, [rows, hidden.channels()]);
+        let mut writer = SafetensorsWriter::create(&self.state_path(block), &[spec], &BTreeMap::new())?;
+        for i in 0..hidden.windows() {
+            writer.write(HIDDEN, bytemuck::cast_slice(&hidden.get(i)?.data))?;
         }
         writer.finish()?;
         if block > 0 {
@@ -135,23 +126,22 @@ impl Journal {
     ///
     /// # Errors
     /// When the file cannot be read.
-    pub fn read_state(&self, block: usize, rows: &[usize], hidden: usize, place: &Place) -> Result<Streams, QuantizeError> {
+    pub fn read_state(&self, block: usize, rows: &[usize], hidden: usize, place: &Place) -> Result<Store, QuantizeError> {
         let file = SafetensorsFile::open(&self.state_path(block))?;
         let total: usize = rows.iter().sum();
-        let read = |name: &str| -> Result<Store, QuantizeError> {
-            let mut store = Store::new(place, hidden, rows)?;
-            let mut from = 0;
-            for (i, &n) in rows.iter().enumerate() {
-                let values = file.read_rows(name, &[total, hidden], from..from + n)?.into_f32();
-                store.put(i, Matrix::new(n, hidden, values))?;
-                from += n;
-            }
-            Ok(store)
-        };
-        let quantized = file.info("quantized").is_some().then(|| read("quantized")).transpose()?;
-        Ok(Streams { full: read("full")?, quantized })
+        let mut store = Store::new(place, hidden, rows)?;
+        let mut from = 0;
+        for (i, &n) in rows.iter().enumerate() {
+            let values = file.read_rows(HIDDEN, &[total, hidden], from..from + n)?.into_f32();
+            store.put(i, Matrix::new(n, hidden, values))?;
+            from += n;
+        }
+        Ok(store)
     }
 }
+
+/// The tensor of a state file.
+const HIDDEN: &str = "hidden";
 
 impl RunId {
     fn difference(&self, other: &Self) -> String {

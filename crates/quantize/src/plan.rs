@@ -3,7 +3,7 @@
 //! Sizes are exact, since every format of equal bits is stored alike. Memory is a model of the code's largest buffers, and
 //! time a count of its operations at a speed measured on this machine; their constants are in [`cost`].
 
-use crate::recipe::{Calibration, Method, Recipe};
+use crate::recipe::{Method, Recipe};
 use crate::search::ShiftRule;
 use halfbyte_checkpoint::CheckpointError;
 use halfbyte_formats::{Element, kernel, pack};
@@ -15,13 +15,17 @@ use std::time::Instant;
 mod cost {
     /// Program, threads, allocator, and what the tokenizer leaves behind.
     pub(super) const PROCESS: u64 = 24 << 20;
-    /// Copies of one group's weights in f32 that the FPQ search holds at its peak: the stacked weight, the corrected one,
-    /// its linear term, and three of {errors of a candidate, their product with the Gram matrix, rounded values,
-    /// pushed errors}.
-    pub(super) const SEARCH_COPIES: u64 = 6;
-    /// The same for MinMax: values and their codes before packing.
-    pub(super) const MINMAX_COPIES: u64 = 2;
-    /// Matrices `[inputs, inputs]` of a group: Gram, cross, and the difference of the two or the factor.
+    /// Copies of one group's weights in f32 that the FPQ search holds beside the weights themselves: the values being
+    /// chosen.
+    pub(super) const SEARCH_COPIES: u64 = 1;
+    /// Temporaries of the FPQ search over a piece of a group's rows: linear term, its permuted solution, errors of a
+    /// candidate, their product with the Gram matrix.
+    pub(super) const PIECE_BUFFERS: u64 = 4;
+    /// Bytes of such a piece at most (as in `methods::fpq`).
+    pub(super) const PIECE_BYTES: u64 = 16 << 20;
+    /// The same for MinMax.
+    pub(super) const MINMAX_COPIES: u64 = 1;
+    /// Matrices `[inputs, inputs]` of a group: Gram, its difference from the cross moments, and its factor.
     pub(super) const GRAMS: u64 = 3;
     /// Without correction or feedback, and where inputs are as wanted, the Gram matrix alone.
     pub(super) const GRAMS_PLAIN: u64 = 1;
@@ -90,7 +94,13 @@ pub struct PlannedSite {
 }
 
 impl PlannedSite {
-    fn new(name: &str, [rows, cols]: [usize; 2], weight_bits: u32, activation_bits: u32, shifts: bool) -> Self {
+    fn new(
+        name: &str,
+        [rows, cols]: [usize; 2],
+        weight_bits: u32,
+        activation_bits: u32,
+        shifts: bool,
+    ) -> Self {
         let mut bytes = 0;
         if weight_bits < 16 {
             bytes += rows * pack::packed_len(weight_bits, cols) + 4 * rows;
@@ -183,7 +193,8 @@ fn rate(operations: f64, mut run: impl FnMut()) -> f64 {
 impl Work {
     /// Seconds at this speed.
     pub fn seconds(&self, speed: Speed) -> f64 {
-        self.multiply_adds / (speed.multiply_adds * cost::PRODUCT_EFFICIENCY) + self.roundings / speed.roundings
+        self.multiply_adds / (speed.multiply_adds * cost::PRODUCT_EFFICIENCY)
+            + self.roundings / speed.roundings
     }
 }
 
@@ -203,8 +214,9 @@ pub fn plan(model: &Model, recipe: &Recipe, options: PlanOptions) -> Result<Plan
     let linears = a.blocks.iter().flat_map(|b| &b.taps).flat_map(|t| &t.sites).chain([&a.head]);
     let sites: Vec<PlannedSite> = linears.filter_map(planned).collect();
     let embedding_name = a.embedding.trim_end_matches(".weight");
-    let embedding = (recipe.embedding_bits < 16 && !recipe.keeps(embedding_name))
-        .then(|| PlannedSite::new(embedding_name, [a.vocabulary, a.hidden], recipe.embedding_bits, 16, false));
+    let embedding = (recipe.embedding_bits < 16 && !recipe.keeps(embedding_name)).then(|| {
+        PlannedSite::new(embedding_name, [a.vocabulary, a.hidden], recipe.embedding_bits, 16, false)
+    });
 
     let all = || embedding.iter().chain(&sites);
     let elements: u64 = all().map(PlannedSite::elements).sum();
@@ -231,7 +243,8 @@ fn copied_bytes(model: &Model, sites: &[PlannedSite], embedding_coded: bool) -> 
     let coded: std::collections::HashSet<&str> =
         sites.iter().filter(|s| s.coded()).map(|s| s.name.as_str()).collect();
     let is_coded = |tensor: &str| {
-        tensor.strip_suffix(".weight").is_some_and(|n| coded.contains(n)) || (embedding_coded && tensor == a.embedding)
+        tensor.strip_suffix(".weight").is_some_and(|n| coded.contains(n))
+            || (embedding_coded && tensor == a.embedding)
     };
     let head = format!("{}.weight", a.head.name);
     let mut total = 0;
@@ -265,27 +278,23 @@ impl Shape<'_> {
         self.tokens().min(self.recipe.sample_tokens as u64)
     }
 
-    /// Networks that are run side by side.
-    fn streams(&self) -> u64 {
-        match self.recipe.calibration {
-            Calibration::FullPrecision => 1,
-            Calibration::Sequential => 2,
-        }
-    }
-
     /// Hidden states between two blocks.
     fn state_bytes(&self) -> u64 {
-        self.tokens() * self.architecture().hidden as u64 * 4 * self.streams()
+        self.tokens() * self.architecture().hidden as u64 * 4
     }
 
     /// Activations at the widest tap, as the job counts them.
     fn activation_bytes(&self) -> u64 {
-        let widest = self.architecture().blocks.iter().flat_map(|b| &b.taps).map(|t| t.channels()).max();
-        self.stored(widest.unwrap_or(0), self.tokens())
+        let a = self.architecture();
+        let widest = a.blocks.iter().flat_map(|b| &b.taps).map(|t| t.channels()).max().unwrap_or(0);
+        self.tokens() * (a.hidden + widest) as u64 * 4
     }
 
-    fn stored(&self, channels: usize, tokens: u64) -> u64 {
-        tokens * (self.architecture().hidden + channels) as u64 * 4 * self.streams()
+    /// Memory for `channels` activations of every token.
+    fn in_memory(&self, channels: u64) -> u64 {
+        let tokens =
+            if self.spills() { cost::SPILL_WINDOWS * self.options.window as u64 } else { self.tokens() };
+        4 * tokens * channels
     }
 
     /// Whether the job keeps activations in files.
@@ -312,6 +321,7 @@ impl Shape<'_> {
             let table = a.embedding.trim_end_matches(".weight");
             let name = if a.tied { table } else { &a.head.name };
             let mut terms = vec![("process", cost::PROCESS), ("stored weights", self.stored_weight(name)?)];
+            terms.push(("activations", self.in_memory(a.hidden as u64)));
             self.search_terms(std::slice::from_ref(&a.head), &mut terms);
             moments.push(Memory { moment: "output layer".into(), terms });
         }
@@ -340,12 +350,15 @@ impl Shape<'_> {
         for site in block.taps[tap..].iter().flat_map(|t| &t.sites) {
             stored += self.stored_weight(&site.name)?;
         }
-        let done: u64 = block.taps[..tap].iter().flat_map(|t| &t.sites).map(|s| (s.outputs * s.inputs) as u64).sum();
+        let done: u64 =
+            block.taps[..tap].iter().flat_map(|t| &t.sites).map(|s| (s.outputs * s.inputs) as u64).sum();
         let mut terms = vec![
             ("process", cost::PROCESS),
             ("stored weights", stored),
             ("codes", done * u64::from(self.recipe.weight_bits.min(8)) / 8),
         ];
+        let channels = self.architecture().hidden as u64 + sites[0].inputs as u64;
+        terms.push(("activations", self.in_memory(channels)));
         self.search_terms(sites, &mut terms);
         Ok(Memory { moment: format!("block {index}, {}", sites[0].kind()), terms })
     }
@@ -354,9 +367,7 @@ impl Shape<'_> {
     fn search_terms(&self, sites: &[Site], terms: &mut Vec<(&'static str, u64)>) {
         let channels = sites[0].inputs;
         let k = channels as u64;
-        let tokens = if self.spills() { cost::SPILL_WINDOWS * self.options.window as u64 } else { self.tokens() };
         let outputs: u64 = sites.iter().map(|s| s.outputs as u64).sum();
-        terms.push(("activations", self.stored(channels, tokens)));
         let widest = outputs.max(k).min(4 * self.architecture().hidden.max(channels) as u64);
         terms.push(("forward pass", cost::FORWARD_COPIES * 4 * self.options.window as u64 * widest));
         let chosen: Vec<u64> =
@@ -368,16 +379,22 @@ impl Shape<'_> {
         let group = if self.recipe.share_input { all } else { chosen.iter().copied().max().unwrap_or(0) };
         terms.push(("weights in f32", 4 * all * k));
         let fpq = self.recipe.method == Method::Fpq;
-        let copies = if fpq { cost::SEARCH_COPIES } else { cost::MINMAX_COPIES };
-        terms.push(("search of weights", copies * 4 * group * k));
+        let weights = 4 * group * k;
+        terms.push(match fpq {
+            true => {
+                let pieces = cost::PIECE_BUFFERS * weights.min(cost::PIECE_BYTES);
+                ("search of weights", cost::SEARCH_COPIES * weights + pieces)
+            }
+            false => ("search of weights", cost::MINMAX_COPIES * weights),
+        });
         if fpq && self.recipe.weight_bits < 16 {
             let solves = self.recipe.correct || self.recipe.feedback;
-            let cross = self.recipe.activation_bits < 16 || self.streams() == 2;
+            let cross = self.recipe.activation_bits < 16;
             let grams = if solves || cross { cost::GRAMS } else { cost::GRAMS_PLAIN };
             terms.push(("second moments", grams * 4 * k * k));
         }
         let sample = self.sample();
-        let copies = if fpq { cost::SAMPLE_COPIES } else { self.streams() };
+        let copies = if fpq { cost::SAMPLE_COPIES } else { 1 };
         terms.push(("sample of inputs", copies * 4 * sample * k));
         terms.push(("sample of outputs", cost::SAMPLE_OUTPUTS * 4 * sample * group));
     }
@@ -387,13 +404,14 @@ impl Shape<'_> {
         let mut work = Work::default();
         for tap in a.blocks.iter().flat_map(|b| &b.taps) {
             let forward = tap.sites.iter().map(|s| s.outputs * s.inputs).sum::<usize>() as f64;
-            work.multiply_adds += forward * self.tokens() as f64 * self.streams() as f64;
+            work.multiply_adds += forward * self.tokens() as f64;
             self.search_work(&tap.sites, &mut work);
         }
         self.search_work(std::slice::from_ref(&a.head), &mut work);
         if embedding && self.recipe.method == Method::Fpq {
             let formats = Element::searched(self.recipe.embedding_bits).len() as f64;
-            work.roundings += formats * self.recipe.weight_grid.steps as f64 * (a.vocabulary * a.hidden) as f64;
+            work.roundings +=
+                formats * self.recipe.weight_grid.steps as f64 * (a.vocabulary * a.hidden) as f64;
         }
         work
     }
@@ -401,7 +419,8 @@ impl Shape<'_> {
     /// Each line is one of the steps of `methods::fpq`.
     fn search_work(&self, sites: &[Site], work: &mut Work) {
         let recipe = self.recipe;
-        let rows: Vec<f64> = sites.iter().filter(|s| !recipe.keeps(&s.name)).map(|s| s.outputs as f64).collect();
+        let rows: Vec<f64> =
+            sites.iter().filter(|s| !recipe.keeps(&s.name)).map(|s| s.outputs as f64).collect();
         let k = sites[0].inputs as f64;
         let (tokens, sample) = (self.tokens() as f64, self.sample() as f64);
         let all: f64 = rows.iter().sum();
@@ -413,7 +432,8 @@ impl Shape<'_> {
             work.roundings += all * k;
             return;
         }
-        let (groups, n) = if recipe.share_input { (1.0, all) } else { (rows.len() as f64, all / rows.len() as f64) };
+        let (groups, n) =
+            if recipe.share_input { (1.0, all) } else { (rows.len() as f64, all / rows.len() as f64) };
         let times = groups * recipe.rounds as f64;
         let scored = |candidates: f64| recipe.exactness().count(candidates as usize) as f64;
         if recipe.activation_bits < 16 {
@@ -428,7 +448,7 @@ impl Shape<'_> {
         if recipe.weight_bits < 16 {
             let formats = Element::searched(recipe.weight_bits).len() as f64;
             let candidates = recipe.weight_grid.steps as f64;
-            let moments = if recipe.activation_bits < 16 || self.streams() == 2 { 1.5 } else { 0.5 };
+            let moments = if recipe.activation_bits < 16 { 1.5 } else { 0.5 };
             work.multiply_adds += times * (moments * tokens * k * k + n * k * k);
             work.multiply_adds += times * formats * scored(candidates) * n * k * k;
             work.roundings += times * formats * (candidates + scored(candidates)) * n * k;

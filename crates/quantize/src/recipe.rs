@@ -37,16 +37,6 @@ pub enum First {
     Input,
 }
 
-/// The output that a layer should reproduce in sequential calibration.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Target {
-    /// The full-precision layer's for the inputs that the quantized one sees.
-    Layer,
-    /// The full-precision network's.
-    Network,
-}
-
 /// How candidates are scored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -77,8 +67,6 @@ pub struct Recipe {
     pub keep: Vec<String>,
     /// Which inputs layers are calibrated on.
     pub calibration: Calibration,
-    /// What they should reproduce; in full-precision calibration both are the same.
-    pub target: Target,
     /// Whether a token's error counts in inverse proportion to the mean square of the residual stream that the layer
     /// writes to, which is what the next norm divides by.
     pub token_weights: bool,
@@ -120,7 +108,6 @@ impl Default for Recipe {
             embedding_bits: 4,
             keep: Vec::new(),
             calibration: Calibration::Sequential,
-            target: Target::Network,
             token_weights: true,
             shifts: ShiftRule::Error,
             share_input: true,

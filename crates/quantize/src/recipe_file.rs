@@ -29,7 +29,8 @@ const UNNAMED: &str = "";
 
 fn parse(text: &str) -> Result<Recipe, String> {
     let at = |e: toml::de::Error| {
-        let line = e.span().and_then(|s| text.get(..s.start)).map_or(1, |before| before.matches('\n').count() + 1);
+        let line =
+            e.span().and_then(|s| text.get(..s.start)).map_or(1, |before| before.matches('\n').count() + 1);
         format!("line {line}: {}", e.message())
     };
     let recipe: Recipe = toml::from_str(text).map_err(at)?;

@@ -1,21 +1,13 @@
-//! Calibration streamed block by block and tap by tap: every layer's forward pass runs once in each stream.
+//! Calibration streamed block by block and tap by tap: every layer's forward pass runs once.
 
 use crate::QuantizeError;
 use crate::methods::{SiteResult, SiteWeight, quantize_tap};
-use crate::recipe::{Recipe, Target};
+use crate::recipe::{Calibration, Recipe};
 use crate::store::{Place, Store};
 use crate::tap::TapInputs;
 use halfbyte_checkpoint::StoredLayer;
 use halfbyte_model::{Block, Carry, Embedding, Linear, Step, Tap, Weight};
 use halfbyte_tensor::{Rotary, sum_of_squares};
-
-/// The hidden states of all calibration windows between two blocks.
-pub struct Streams {
-    /// Of the full-precision network, `[tokens, hidden]` a window.
-    pub full: Store,
-    /// Of the network as quantized so far; `None` when calibrating on full-precision inputs.
-    pub quantized: Option<Store>,
-}
 
 /// One linear layer's outcome.
 pub struct QuantizedSite {
@@ -32,14 +24,17 @@ pub struct QuantizedSite {
 /// Called after every tap with the number of its layers; an error stops the run.
 pub type OnTap<'a> = &'a mut dyn FnMut(usize) -> Result<(), QuantizeError>;
 
-/// One network's activations at a tap.
-struct Stream {
+/// The activations of all calibration windows at a tap.
+struct Stream<'a> {
+    block: &'a Block,
+    rotary: &'a Rotary,
+    place: &'a Place,
     carry: Store,
     x: Store,
 }
 
-impl Stream {
-    fn enter(block: &Block, mut hidden: Store, place: &Place) -> Result<Self, QuantizeError> {
+impl<'a> Stream<'a> {
+    fn enter(block: &'a Block, rotary: &'a Rotary, place: &'a Place, mut hidden: Store) -> Result<Self, QuantizeError> {
         let rows = hidden.rows().to_vec();
         let mut carry = Store::new(place, hidden.channels(), &rows)?;
         let mut x = Store::new(place, block.spec.taps[0].channels(), &rows)?;
@@ -48,24 +43,17 @@ impl Stream {
             carry.put(i, c.0)?;
             x.put(i, first)?;
         }
-        Ok(Self { carry, x })
+        Ok(Self { block, rotary, place, carry, x })
     }
 
-    /// Runs the linears of a tap; `next` is the tap after it, if there is one.
-    fn advance(
-        &mut self,
-        block: &Block,
-        tap: usize,
-        linears: &[Linear],
-        rotary: &Rotary,
-        next: Option<&Tap>,
-        place: &Place,
-    ) -> Result<Self, QuantizeError> {
+    /// Goes from tap `tap` to the next through `linears`.
+    fn advance(&mut self, tap: usize, linears: &[Linear]) -> Result<(), QuantizeError> {
         let rows = self.x.rows().to_vec();
-        let mut x = Store::new(place, next.map_or(0, Tap::channels), &rows)?;
+        let next = self.block.spec.taps.get(tap + 1).map_or(0, Tap::channels);
+        let mut x = Store::new(self.place, next, &rows)?;
         for i in 0..rows.len() {
-            let input = self.x.get(i)?;
-            match block.advance(tap, Carry(self.carry.take(i)?), &input, linears, rotary) {
+            let carry = Carry(self.carry.take(i)?);
+            match self.block.advance(tap, carry, &self.x.take(i)?, linears, self.rotary) {
                 Step::Tap(carry, next) => {
                     self.carry.put(i, carry.0)?;
                     x.put(i, next)?;
@@ -73,69 +61,83 @@ impl Stream {
                 Step::Done(hidden) => self.carry.put(i, hidden)?,
             }
         }
-        Ok(Self { carry: std::mem::replace(&mut self.carry, Store::empty()), x })
+        self.x = x;
+        Ok(())
+    }
+
+    /// How much each token's error counts at a tap whose `linears` write to the residual stream: one over the mean
+    /// square of the token there, which is what the next norm divides by, scaled to a mean of one. Otherwise the few
+    /// tokens with massive activations (arXiv 2402.17762) would outweigh all others.
+    fn token_weights(&self, tap: usize, linears: &[Linear]) -> Result<Vec<Vec<f32>>, QuantizeError> {
+        let mut weights = Vec::with_capacity(self.x.windows());
+        for i in 0..self.x.windows() {
+            let carry = Carry(self.carry.get(i)?);
+            let residual = match self.block.advance(tap, carry, &self.x.get(i)?, linears, self.rotary) {
+                Step::Tap(carry, _) => carry.0,
+                Step::Done(hidden) => hidden,
+            };
+            let inverse = |row: &[f32]| (row.len() as f64 / sum_of_squares(row).max(f64::MIN_POSITIVE)) as f32;
+            weights.push(residual.data.chunks_exact(residual.cols).map(inverse).collect::<Vec<f32>>());
+        }
+        let count: usize = weights.iter().map(Vec::len).sum();
+        let total: f64 = weights.iter().flatten().map(|&w| f64::from(w)).sum();
+        let factor = (count as f64 / total) as f32;
+        weights.iter_mut().flatten().for_each(|w| *w *= factor);
+        Ok(weights)
     }
 }
 
-/// One over the mean square of every token of the residual stream, scaled to a mean of one.
-fn token_weights(residual: &Store) -> Result<Vec<Vec<f32>>, QuantizeError> {
-    let mut weights = Vec::with_capacity(residual.windows());
-    for i in 0..residual.windows() {
-        let window = residual.get(i)?;
-        let inverse = |row: &[f32]| (row.len() as f64 / sum_of_squares(row).max(f64::MIN_POSITIVE)) as f32;
-        weights.push(window.data.chunks_exact(window.cols).map(inverse).collect::<Vec<f32>>());
-    }
-    let count: usize = weights.iter().map(Vec::len).sum();
-    let total: f64 = weights.iter().flatten().map(|&w| f64::from(w)).sum();
-    let factor = (count as f64 / total) as f32;
-    weights.iter_mut().flatten().for_each(|w| *w *= factor);
-    Ok(weights)
-}
-
-/// Quantizes the layers of one block, and moves the streams behind it.
+/// Quantizes the layers of one block for its input `hidden`, and gives its output: that of the full-precision layers,
+/// or in sequential calibration that of the quantized ones.
 ///
 /// # Errors
 /// When a weight or activation is not finite, a file fails, or `on_tap` asks to stop.
 pub fn quantize_block(
     mut block: Block,
-    streams: Streams,
+    hidden: Store,
     recipe: &Recipe,
     rotary: &Rotary,
     place: &Place,
     on_tap: OnTap,
-) -> Result<(Streams, Vec<QuantizedSite>), QuantizeError> {
-    let taps = block.spec.taps.clone();
-    let mut full = Stream::enter(&block, streams.full, place)?;
-    let mut quantized = streams.quantized.map(|q| Stream::enter(&block, q, place)).transpose()?;
+) -> Result<(Store, Vec<QuantizedSite>), QuantizeError> {
+    let all = std::mem::take(&mut block.linears);
+    let mut stream = Stream::enter(&block, rotary, place, hidden)?;
     let mut done = Vec::new();
-    for (t, tap) in taps.iter().enumerate() {
-        let linears = std::mem::take(&mut block.linears[t]);
-        let next = taps.get(t + 1);
-        // The full-precision stream goes first: its residual behind the tap weighs the tokens.
-        let advanced = full.advance(&block, t, &linears, rotary, next, place)?;
-        let weights = (recipe.token_weights && tap.kind.writes_residual()).then(|| token_weights(&advanced.carry));
-        let (seen, wanted) = match quantized.as_mut() {
-            Some(q) => {
-                let wanted = (recipe.target == Target::Network).then_some(full.x);
-                (std::mem::replace(&mut q.x, Store::empty()), wanted)
-            }
-            None => (full.x, None),
-        };
-        full = advanced;
-        let inputs = TapInputs { seen, wanted, weights: weights.transpose()? };
+    for (t, linears) in all.into_iter().enumerate() {
+        let tap = &block.spec.taps[t];
+        let weigh = recipe.token_weights && tap.kind.writes_residual();
+        let weights = weigh.then(|| stream.token_weights(t, &linears)).transpose()?;
+        // Lend the activations to the method, and take them back.
+        let inputs = TapInputs { x: std::mem::replace(&mut stream.x, Store::empty()), weights };
         let results = quantize_sites(&linears, &inputs, recipe)?;
-        if let Some(q) = quantized.as_mut() {
-            q.x = inputs.seen;
+        stream.x = inputs.x;
+        match recipe.calibration {
+            Calibration::FullPrecision => {
+                stream.advance(t, &linears)?;
+                done.extend(replace(linears, results).1);
+            }
+            Calibration::Sequential => {
+                let (replaced, sites) = replace(linears, results);
+                stream.advance(t, &replaced)?;
+                done.extend(sites);
+            }
         }
-        let (replaced, sites) = replace(linears, results);
-        if let Some(mut q) = quantized.take() {
-            quantized = Some(q.advance(&block, t, &replaced, rotary, next, place)?);
-        }
-        done.extend(sites);
         on_tap(tap.sites.len())?;
     }
-    let streams = Streams { full: full.carry, quantized: quantized.map(|q| q.carry) };
-    Ok((streams, done))
+    Ok((stream.carry, done))
+}
+
+/// The input of the first block: the embedding of every window.
+///
+/// # Errors
+/// When a token is outside the vocabulary or a store cannot be written.
+pub fn embed(table: &Embedding, windows: &[Vec<u32>], hidden: usize, place: &Place) -> Result<Store, QuantizeError> {
+    let rows: Vec<usize> = windows.iter().map(Vec::len).collect();
+    let mut store = Store::new(place, hidden, &rows)?;
+    for (i, window) in windows.iter().enumerate() {
+        store.put(i, table.embed(window)?)?;
+    }
+    Ok(store)
 }
 
 /// Quantizes the layers of one tap but those that the recipe keeps, for which the answer is `None`.
@@ -182,29 +184,4 @@ fn replace(linears: Vec<Linear>, results: Vec<Option<SiteResult>>) -> (Vec<Linea
         })
         .collect();
     (replaced, sites)
-}
-
-impl Streams {
-    /// The streams before the first block: every window's embedding, in the quantized stream that of the quantized
-    /// table.
-    ///
-    /// # Errors
-    /// When a token is outside the vocabulary or a store cannot be written.
-    pub fn begin(
-        full: &Embedding,
-        quantized: Option<&Embedding>,
-        windows: &[Vec<u32>],
-        hidden: usize,
-        place: &Place,
-    ) -> Result<Self, QuantizeError> {
-        let rows: Vec<usize> = windows.iter().map(Vec::len).collect();
-        let fill = |table: &Embedding| {
-            let mut store = Store::new(place, hidden, &rows)?;
-            for (i, window) in windows.iter().enumerate() {
-                store.put(i, table.embed(window)?)?;
-            }
-            Ok::<_, QuantizeError>(store)
-        };
-        Ok(Self { full: fill(full)?, quantized: quantized.map(fill).transpose()? })
-    }
 }

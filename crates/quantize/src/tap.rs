@@ -5,17 +5,16 @@ use crate::store::Store;
 use halfbyte_formats::{InputQuantizer, kernel};
 use halfbyte_tensor::{Columns, Matrix, gram, mirror, product_into};
 
-/// What the linear layers of one tap are calibrated on.
+/// What the linear layers of one tap are calibrated on: their inputs, for which the full-precision layer's outputs are
+/// to be reproduced.
 pub struct TapInputs {
-    /// The inputs that the quantized layers will see.
-    pub seen: Store,
-    /// The inputs whose full-precision outputs they should reproduce; `None` if they are the same.
-    pub wanted: Option<Store>,
+    /// The inputs, before quantization.
+    pub x: Store,
     /// How much each token's error counts, token by token for every window; `None` for all alike.
     pub weights: Option<Vec<Vec<f32>>>,
 }
 
-/// Second moments over all tokens, for `X̂` the quantized inputs and `X` the wanted ones.
+/// Second moments over all tokens, for inputs `X` and their quantized form `X̂`.
 pub struct Moments {
     /// `X̂ᵀX̂`, `[inputs, inputs]`.
     pub gram: Vec<f32>,
@@ -25,30 +24,21 @@ pub struct Moments {
 
 /// A sample of tokens.
 pub struct Sample {
-    /// Inputs as the quantized layers will see them, `[tokens, inputs]`.
-    pub seen: Matrix,
-    /// The wanted ones, where they differ.
-    pub wanted: Option<Matrix>,
+    /// Inputs before quantization, `[tokens, inputs]`.
+    pub x: Matrix,
     /// How much each token's error counts; `None` for all alike.
     pub weights: Option<Vec<f32>>,
-}
-
-impl Sample {
-    /// The wanted inputs.
-    pub fn wanted(&self) -> &Matrix {
-        self.wanted.as_ref().unwrap_or(&self.seen)
-    }
 }
 
 impl TapInputs {
     /// Input channels.
     pub fn channels(&self) -> usize {
-        self.seen.channels()
+        self.x.channels()
     }
 
     /// Tokens in all.
     pub fn tokens(&self) -> usize {
-        self.seen.rows().iter().sum()
+        self.x.rows().iter().sum()
     }
 
     /// Largest magnitude of every channel.
@@ -57,8 +47,8 @@ impl TapInputs {
     /// When the store cannot be read.
     pub fn channel_max(&self) -> Result<Vec<f32>, QuantizeError> {
         let mut max = vec![0.0; self.channels()];
-        for i in 0..self.seen.windows() {
-            let window = self.seen.get(i)?;
+        for i in 0..self.x.windows() {
+            let window = self.x.get(i)?;
             for row in window.data.chunks_exact(window.cols) {
                 kernel::column_max_abs(row, &mut max);
             }
@@ -72,34 +62,29 @@ impl TapInputs {
     /// When the store cannot be read.
     pub fn moments(&self, quantizer: Option<&InputQuantizer>) -> Result<Moments, QuantizeError> {
         let k = self.channels();
-        let mut moments = Moments { gram: vec![0.0; k * k], cross: None };
-        let mut cross = (self.wanted.is_some() || quantizer.is_some()).then(|| vec![0.0; k * k]);
-        for i in 0..self.seen.windows() {
-            let mut window = self.seen.get(i)?;
-            let wanted = match &self.wanted {
-                Some(store) => Some(store.get(i)?),
-                None => quantizer.map(|_| window.clone()),
-            };
-            if let Some(q) = quantizer {
-                q.apply(&mut window.data);
+        let mut moments = Moments { gram: vec![0.0; k * k], cross: quantizer.map(|_| vec![0.0; k * k]) };
+        for i in 0..self.x.windows() {
+            let mut x = self.x.get(i)?;
+            let quantized = quantizer.map(|q| {
+                let mut quantized = x.clone();
+                q.apply(&mut quantized.data);
+                quantized
+            });
+            if let Some(weights) = &self.weights {
+                scale_rows(&mut x, &weights[i]);
             }
-            let wanted = match &self.weights {
-                None => wanted,
-                Some(weights) => {
-                    scale_rows(&mut window, &weights[i]);
-                    wanted.map(|mut w| {
-                        scale_rows(&mut w, &weights[i]);
-                        w
-                    })
+            match (quantized, &mut moments.cross) {
+                (Some(mut quantized), Some(cross)) => {
+                    if let Some(weights) = &self.weights {
+                        scale_rows(&mut quantized, &weights[i]);
+                    }
+                    gram(&quantized.data, k, &mut moments.gram);
+                    product_into(&Columns::new(&x.data, k, k), &Columns::new(&quantized.data, k, k), cross, k);
                 }
-            };
-            gram(&window.data, k, &mut moments.gram);
-            if let (Some(cross), Some(wanted)) = (&mut cross, wanted) {
-                product_into(&Columns::new(&wanted.data, k, k), &Columns::new(&window.data, k, k), cross, k);
+                _ => gram(&x.data, k, &mut moments.gram),
             }
         }
         mirror(&mut moments.gram, k);
-        moments.cross = cross;
         Ok(moments)
     }
 
@@ -110,8 +95,7 @@ impl TapInputs {
     pub fn sample(&self, count: usize, seed: u64) -> Result<Sample, QuantizeError> {
         let (total, k) = (self.tokens(), self.channels());
         let count = count.min(total);
-        let mut seen = Matrix::zeros(count, k);
-        let mut wanted = self.wanted.as_ref().map(|_| Matrix::zeros(count, k));
+        let mut x = Matrix::zeros(count, k);
         let picks: Vec<usize> = (0..count)
             .map(|i| {
                 let (from, to) = (i * total / count, (i + 1) * total / count);
@@ -120,16 +104,12 @@ impl TapInputs {
             .collect();
         let mut weights = self.weights.as_ref().map(|_| vec![0.0; count]);
         let (mut next, mut first) = (0, 0);
-        for i in 0..self.seen.windows() {
-            let last = first + self.seen.rows()[i];
+        for i in 0..self.x.windows() {
+            let last = first + self.x.rows()[i];
             if next < count && picks[next] < last {
-                let here = self.seen.get(i)?;
-                let there = self.wanted.as_ref().map(|w| w.get(i)).transpose()?;
+                let window = self.x.get(i)?;
                 while next < count && picks[next] < last {
-                    seen.row_mut(next).copy_from_slice(here.row(picks[next] - first));
-                    if let (Some(wanted), Some(there)) = (&mut wanted, &there) {
-                        wanted.row_mut(next).copy_from_slice(there.row(picks[next] - first));
-                    }
+                    x.row_mut(next).copy_from_slice(window.row(picks[next] - first));
                     if let (Some(weights), Some(all)) = (&mut weights, &self.weights) {
                         weights[next] = all[i][picks[next] - first];
                     }
@@ -138,7 +118,7 @@ impl TapInputs {
             }
             first = last;
         }
-        Ok(Sample { seen, wanted, weights })
+        Ok(Sample { x, weights })
     }
 }
 

@@ -6,7 +6,7 @@ use crate::output::{self, Table};
 use crate::progress::Bar;
 use crate::system;
 use anyhow::Context;
-use halfbyte_evaluate::{EvaluateError, PerplexityOptions, perplexity};
+use halfbyte_evaluate::{EvaluateError, PerplexityOptions, perplexity, read_text};
 use halfbyte_model::Model;
 use halfbyte_quantize::{Job, Progress, Recipe, calibration_windows, quantize};
 use serde::Serialize;
@@ -22,15 +22,17 @@ const MODEL: [(&str, &[u8]); 4] = [
     ("tokenizer_config.json", include_bytes!("../../assets/stories260K/tokenizer_config.json")),
 ];
 /// What it reads: a piece of TinyStories, see tinystories.SOURCE.txt beside it.
-const TEXT: &str = include_str!("../../assets/tinystories.txt");
+const TEXT: &[u8] = include_bytes!("../../assets/tinystories.txt");
 
 /// The methods, plainest first.
-const RECIPES: [&str; 5] = ["minmax-int-w4a4", "minmax-fp-w4a4", "fpq-baseline-w4a4", "fpq-published-w4a4", "fpq-w4a4"];
+const RECIPES: [&str; 5] =
+    ["minmax-int-w4a4", "minmax-fp-w4a4", "fpq-baseline-w4a4", "fpq-published-w4a4", "fpq-w4a4"];
 
 /// Calibration takes the start of the text, evaluation the second half.
 const WINDOW: usize = 128;
 const CALIBRATION_WINDOWS: usize = 16;
-const EVALUATION: PerplexityOptions = PerplexityOptions { window: WINDOW, windows: Some(60), skip_tokens: 7768 };
+const EVALUATION: PerplexityOptions =
+    PerplexityOptions { window: WINDOW, windows: Some(60), skip_tokens: 7768 };
 
 #[derive(Serialize)]
 struct Row {
@@ -48,10 +50,14 @@ pub(crate) fn run(args: &DemoArgs) -> anyhow::Result<()> {
     let dir = work.path().join("stories260K");
     std::fs::create_dir(&dir)?;
     for (name, contents) in MODEL {
-        std::fs::write(dir.join(name), contents).with_context(|| format!("cannot write {}", dir.join(name).display()))?;
+        std::fs::write(dir.join(name), contents)
+            .with_context(|| format!("cannot write {}", dir.join(name).display()))?;
     }
+    // The text goes through the same door as that of `eval`, which makes line ends equal.
+    let text = work.path().join("tinystories.txt");
+    std::fs::write(&text, TEXT).with_context(|| format!("cannot write {}", text.display()))?;
     let model = Model::open(&dir)?;
-    let tokens = model.tokenizer()?.encode(TEXT)?;
+    let tokens = model.tokenizer()?.encode(&read_text(&text)?)?;
 
     let bar = Bar::new("methods");
     let start = Instant::now();

@@ -19,7 +19,8 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
     let start = Instant::now();
     system::use_threads(args.machine.threads)?;
     system::stop_on_interrupt()?;
-    let model = Model::open(&args.dir).with_context(|| format!("cannot use the model {}", args.dir.display()))?;
+    let model =
+        Model::open(&args.dir).with_context(|| format!("cannot use the model {}", args.dir.display()))?;
     let window = window(args.window, model.architecture.context)?;
     let text = read_text(&args.perplexity).context("--perplexity")?;
     let tokens = model.tokenizer()?.encode(&text)?;
@@ -33,7 +34,8 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
     drop(bar);
 
     let seconds = start.elapsed().as_secs_f64();
-    let recipe = model.manifest.as_ref().map(|m| m.recipe.get("name").and_then(|n| n.as_str()).unwrap_or("unnamed"));
+    let recipe =
+        model.manifest.as_ref().map(|m| m.recipe.get("name").and_then(|n| n.as_str()).unwrap_or("unnamed"));
     if args.output.json {
         return output::print_json(&json!({
             "model": args.dir,
@@ -62,11 +64,11 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
 
 fn window(wanted: Option<usize>, context: usize) -> anyhow::Result<usize> {
     match wanted {
-        Some(window) if window > context => {
-            Err(Failure::new(format!("--window {window} is longer than the model's context of {context} tokens"))
-                .hint(format!("give --window {context} or less"))
-                .into())
-        }
+        Some(window) if window > context => Err(Failure::new(format!(
+            "--window {window} is longer than the model's context of {context} tokens"
+        ))
+        .hint(format!("give --window {context} or less"))
+        .into()),
         Some(window) => Ok(window),
         None => Ok(WINDOW.min(context)),
     }

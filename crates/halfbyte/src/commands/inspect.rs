@@ -11,7 +11,8 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 pub(crate) fn run(args: &InspectArgs) -> anyhow::Result<()> {
-    let model = Model::open(&args.dir).with_context(|| format!("cannot use the model {}", args.dir.display()))?;
+    let model =
+        Model::open(&args.dir).with_context(|| format!("cannot use the model {}", args.dir.display()))?;
     match model.manifest {
         Some(_) => quantized(args),
         None => original(args, &model),
@@ -21,10 +22,11 @@ pub(crate) fn run(args: &InspectArgs) -> anyhow::Result<()> {
 fn quantized(args: &InspectArgs) -> anyhow::Result<()> {
     let path = args.dir.join("report.json");
     let text = std::fs::read(&path).map_err(|e| {
-        Failure::new(format!("cannot read {}: {e}", path.display())).hint("`halfbyte quantize` writes it; copy it along with the model")
+        Failure::new(format!("cannot read {}: {e}", path.display()))
+            .hint("`halfbyte quantize` writes it; copy it along with the model")
     })?;
-    let report: Report =
-        serde_json::from_slice(&text).with_context(|| format!("{} is not a report of this version", path.display()))?;
+    let report: Report = serde_json::from_slice(&text)
+        .with_context(|| format!("{} is not a report of this version", path.display()))?;
     let layers: Vec<Summary> = report.layers.iter().map(Summary::new).collect();
     if args.output.json {
         return output::print_json(&json!({
@@ -39,14 +41,28 @@ fn quantized(args: &InspectArgs) -> anyhow::Result<()> {
             "layers": layers.iter().map(Summary::json).collect::<Vec<_>>(),
         }));
     }
-    let mut table = Table::new(["layer", "weight", "bias", "input", "rho", "channels by shift", "error", "bits"]);
+    let mut table =
+        Table::new(["layer", "weight", "bias", "input", "rho", "channels by shift", "error", "bits"]);
     for layer in &layers {
         table.row(layer.cells());
     }
     let mut text = format!("{table}\n");
-    writeln!(text, "recipe         {}, calibrated on {} windows, {} tokens", report.recipe.name, report.calibration_windows, report.calibration_tokens)?;
-    writeln!(text, "size           {}, {:.3} bits per quantized weight", bytes(report.output_bytes), report.bits_per_weight)?;
-    writeln!(text, "output error   {:.3} % of the signal, mean over layers", 100.0 * report.mean_relative_error)?;
+    writeln!(
+        text,
+        "recipe         {}, calibrated on {} windows, {} tokens",
+        report.recipe.name, report.calibration_windows, report.calibration_tokens
+    )?;
+    writeln!(
+        text,
+        "size           {}, {:.3} bits per quantized weight",
+        bytes(report.output_bytes),
+        report.bits_per_weight
+    )?;
+    writeln!(
+        text,
+        "output error   {:.3} % of the signal, mean over layers",
+        100.0 * report.mean_relative_error
+    )?;
     output::print(&text)
 }
 
@@ -90,7 +106,16 @@ impl<'a> Summary<'a> {
             None => (none(), none(), none()),
         };
         let error = format!("{:.3} %", 100.0 * self.layer.relative_error);
-        [self.layer.name.clone(), format, bias, input, rho, shifts, error, format!("{:.3}", self.bits_per_weight)]
+        [
+            self.layer.name.clone(),
+            format,
+            bias,
+            input,
+            rho,
+            shifts,
+            error,
+            format!("{:.3}", self.bits_per_weight),
+        ]
     }
 
     fn json(&self) -> Value {
@@ -142,7 +167,12 @@ fn original(args: &InspectArgs, model: &Model) -> anyhow::Result<()> {
     writeln!(text, "parameters     {}", thousands(parameters))?;
     writeln!(text, "layers         {} blocks, {linears} linear layers", a.blocks.len())?;
     writeln!(text, "hidden         {}", a.hidden)?;
-    writeln!(text, "vocabulary     {}{}", a.vocabulary, if a.tied { ", tied with the output layer" } else { "" })?;
+    writeln!(
+        text,
+        "vocabulary     {}{}",
+        a.vocabulary,
+        if a.tied { ", tied with the output layer" } else { "" }
+    )?;
     writeln!(text, "context        {} tokens", a.context)?;
     for (name, (tensors, _, size)) in &dtypes {
         writeln!(text, "stored         {tensors} tensors of {name}, {}", bytes(*size))?;

@@ -31,7 +31,12 @@ pub(crate) fn run(args: &PlanArgs, every_layer: bool) -> anyhow::Result<()> {
     text += &if every_layer { layers(&plan) } else { kinds(&plan) };
     writeln!(text)?;
     text += &headline(&plan)?;
-    writeln!(text, "time           about {} here, with {} threads", output::duration(seconds), rayon::current_num_threads())?;
+    writeln!(
+        text,
+        "time           about {} here, with {} threads",
+        output::duration(seconds),
+        rayon::current_num_threads()
+    )?;
     writeln!(text, "calibration    {} windows of {} tokens", options.windows, options.window)?;
     writeln!(text, "\nMemory when it is largest, at {}:", plan.memory.moment)?;
     for (name, size) in &plan.memory.terms {
@@ -69,8 +74,18 @@ pub(crate) fn calibration_window(args: &CalibrationArgs, model: &Model) -> anyho
 pub(crate) fn headline(plan: &Plan) -> anyhow::Result<String> {
     let mut text = String::new();
     let table = if plan.embedding.is_some() { " and the embedding table" } else { "" };
-    writeln!(text, "to quantize    {} linear layers{table}, {:.3} bits per weight", plan.sites.len(), plan.bits_per_weight)?;
-    writeln!(text, "output         {} ({} bytes of tensors)", bytes(plan.output_bytes), thousands(plan.output_bytes))?;
+    writeln!(
+        text,
+        "to quantize    {} linear layers{table}, {:.3} bits per weight",
+        plan.sites.len(),
+        plan.bits_per_weight
+    )?;
+    writeln!(
+        text,
+        "output         {} ({} bytes of tensors)",
+        bytes(plan.output_bytes),
+        thousands(plan.output_bytes)
+    )?;
     writeln!(text, "peak memory    {} (predicted)", bytes(plan.memory.peak_bytes()))?;
     Ok(text)
 }
@@ -90,7 +105,16 @@ fn kinds(plan: &Plan) -> String {
             None => groups.push((site, 1, site.bytes)),
         }
     }
-    let mut table = Table::new(["layer", "count", "shape", "weights", "weight bits", "input bits", "bits per weight", "stored"]);
+    let mut table = Table::new([
+        "layer",
+        "count",
+        "shape",
+        "weights",
+        "weight bits",
+        "input bits",
+        "bits per weight",
+        "stored",
+    ]);
     for (site, count, stored) in groups {
         table.row([
             site.kind.clone(),
@@ -107,7 +131,8 @@ fn kinds(plan: &Plan) -> String {
 }
 
 fn layers(plan: &Plan) -> String {
-    let mut table = Table::new(["layer", "shape", "weights", "weight bits", "input bits", "bits per weight", "stored"]);
+    let mut table =
+        Table::new(["layer", "shape", "weights", "weight bits", "input bits", "bits per weight", "stored"]);
     for site in plan.embedding.iter().chain(&plan.sites) {
         table.row([
             site.name.clone(),

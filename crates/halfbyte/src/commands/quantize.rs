@@ -27,7 +27,8 @@ pub(crate) fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
     let tokens = model.tokenizer()?.encode(&text)?;
     drop(text);
     let wanted = args.calibration.calibration_windows;
-    let windows = calibration_windows(&tokens, window, wanted).with_context(|| args.text.display().to_string())?;
+    let windows =
+        calibration_windows(&tokens, window, wanted).with_context(|| args.text.display().to_string())?;
     drop(tokens);
 
     let activation_memory = args.calibration.activation_memory;
@@ -37,7 +38,10 @@ pub(crate) fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
         let mut text = headline(&plan)?;
         writeln!(text, "calibration    {} windows of {window} tokens", windows.len())?;
         if windows.len() < wanted {
-            writeln!(text, "               (the text is too short for the {wanted} of --calibration-windows)")?;
+            writeln!(
+                text,
+                "               (the text is too short for the {wanted} of --calibration-windows)"
+            )?;
         }
         output::print(&text)?;
     }
@@ -79,8 +83,17 @@ pub(crate) fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
     if let Some(peak) = peak {
         writeln!(text, "peak memory    {}", bytes(peak))?;
     }
-    writeln!(text, "size           {}, {:.3} bits per quantized weight", bytes(report.output_bytes), report.bits_per_weight)?;
-    writeln!(text, "output error   {:.3} % of the signal, mean over layers", 100.0 * report.mean_relative_error)?;
+    writeln!(
+        text,
+        "size           {}, {:.3} bits per quantized weight",
+        bytes(report.output_bytes),
+        report.bits_per_weight
+    )?;
+    writeln!(
+        text,
+        "output error   {:.3} % of the signal, mean over layers",
+        100.0 * report.mean_relative_error
+    )?;
     writeln!(text, "\nNext: halfbyte eval {} --perplexity TEXT", args.out.display())?;
     output::print(&text)
 }
@@ -92,7 +105,9 @@ fn require_space_for(plan: &Plan, out: &Path) -> anyhow::Result<()> {
     }
     let partial = partial_dir(out)?;
     let there: u64 = match fs::read_dir(&partial) {
-        Ok(entries) => entries.flatten().filter_map(|e| e.metadata().ok()).filter(|m| m.is_file()).map(|m| m.len()).sum(),
+        Ok(entries) => {
+            entries.flatten().filter_map(|e| e.metadata().ok()).filter(|m| m.is_file()).map(|m| m.len()).sum()
+        }
         Err(_) => 0,
     };
     let needed = (plan.output_bytes + plan.working_bytes).saturating_sub(there);
@@ -101,7 +116,8 @@ fn require_space_for(plan: &Plan, out: &Path) -> anyhow::Result<()> {
 
 /// The working folder of a run, beside its output.
 fn partial_dir(out: &Path) -> anyhow::Result<PathBuf> {
-    let mut name = out.file_name().with_context(|| format!("--out {} names no folder", out.display()))?.to_os_string();
+    let mut name =
+        out.file_name().with_context(|| format!("--out {} names no folder", out.display()))?.to_os_string();
     name.push(".partial");
     Ok(out.with_file_name(name))
 }

@@ -43,18 +43,34 @@ fn list(as_json: bool) -> anyhow::Result<()> {
     if as_json {
         return output::print_json(&json!({ "recipes": rows }));
     }
-    output::print(&format!("{table}\n`halfbyte recipes NAME` prints one in full, to be changed and given as --recipe FILE.toml.\n"))
+    output::print(&format!(
+        "{table}\n`halfbyte recipes NAME` prints one in full, to be changed and given as --recipe FILE.toml.\n"
+    ))
 }
 
 /// Comments for the fields of a recipe file.
-const FIELDS: [(&str, &str); 20] = [
+const FIELDS: &[(&str, &str)] = &[
     ("name", "for reports"),
     ("method", "minmax-int, minmax-fp or fpq"),
     ("weight_bits", "of linear layers: 4, 6, 8, or 16 to leave them alone"),
     ("activation_bits", "of the inputs of linear layers: 4, 6, 8, or 16"),
     ("embedding_bits", "of the embedding table: 4, 6, 8, or 16"),
-    ("keep", "layers left in full precision: \"lm_head\", \"embedding\", or parts of names such as \"down_proj\", \"layers.0.\""),
-    ("calibration", "inputs to calibrate on: full-precision (published), or sequential (what the quantized layers before give)"),
+    (
+        "keep",
+        "layers left in full precision: \"lm_head\", \"embedding\", or parts of names such as \"down_proj\", \"layers.0.\"",
+    ),
+    (
+        "calibration",
+        "inputs to calibrate on: full-precision (published), or sequential (what the quantized layers before give)",
+    ),
+    (
+        "target",
+        "what a layer should reproduce in sequential calibration: the layer's or the network's full-precision output",
+    ),
+    (
+        "token_weights",
+        "whether a token's error counts less the larger the residual stream is that it is added to",
+    ),
     ("shifts", "pre-shifted exponent biases: none, maximum (published) or error"),
     ("share_input", "one input quantizer for the layers that share an input (q/k/v, gate/up)"),
     ("correct", "first correct the weights for the error of their quantized inputs"),
@@ -62,7 +78,10 @@ const FIELDS: [(&str, &str); 20] = [
     ("damping", "of correction and feedback, relative to the mean second moment"),
     ("rounds", "of the search, 1 to 100"),
     ("first", "what a round begins with: weight (published) or input"),
-    ("search", "how candidates are scored: direct (slow), gram (the same scores), ranked (the best few by gram)"),
+    (
+        "search",
+        "how candidates are scored: direct (slow), gram (the same scores), ranked (the best few by gram)",
+    ),
     ("finalists", "candidates scored fully when ranked"),
     ("sample_tokens", "tokens that the search for an input's quantizer looks at"),
     ("seed", "of that sample"),

@@ -1,6 +1,6 @@
 //! Rounding with error feedback: GPTQ (arXiv 2210.17323) in the form of Babai's nearest plane (arXiv 2507.18553).
 //!
-//! With `G + λI = R Rᵀ`, R upper triangular in the order of the columns, the output error of a row is `‖Rᵀ(w − q)‖²`.
+//! With `G + Λ = R Rᵀ`, R upper triangular in the order of the columns, the output error of a row is `‖Rᵀ(w − q)‖²`.
 //! Going through the columns, each is rounded at `w_i + Σ_{k<i} R_ki (w_k − q_k) / R_ii`, which makes its own term as
 //! small as its grid allows. Columns with the largest second moment come first, while there are later ones left to make
 //! up for their error.
@@ -19,26 +19,29 @@ pub(super) struct Factor {
     lower: Vec<f32>,
     /// Columns as they are rounded, first to last.
     order: Vec<usize>,
-    damping: f32,
+    /// Λ, column by column.
+    damping: Vec<f32>,
 }
 
 impl Factor {
-    /// Factorises `gram + λI`, λ being `damping` times the mean of the diagonal; ten and a hundred times that where
-    /// f32 does not suffice.
+    /// Factorises `gram + Λ`, Λ being `damping` times the diagonal (which shrinks all correlations alike, however
+    /// different the channels' magnitudes) and a little of its mean; ten and a hundred times that where f32 does not
+    /// suffice.
     pub(super) fn new(gram: &[f32], n: usize, damping: f32) -> Result<Self, QuantizeError> {
         let diagonal: Vec<f32> = (0..n).map(|i| gram[i * n + i]).collect();
         let mean = (diagonal.iter().map(|&d| f64::from(d)).sum::<f64>() / n as f64) as f32;
         let mut order: Vec<usize> = (0..n).collect();
         order.sort_by(|&a, &b| diagonal[b].total_cmp(&diagonal[a]).then(a.cmp(&b)));
         for raised in [1.0, 10.0, 100.0] {
-            let lambda = (damping * raised * mean).max(f32::MIN_POSITIVE * 1e6);
+            let floor = (1e-4 * mean).max(f32::MIN_POSITIVE * 1e6);
+            let lambda: Vec<f32> = diagonal.iter().map(|d| damping * raised * (d + floor)).collect();
             let mut lower = vec![0.0f32; n * n];
             lower.par_chunks_mut(n).enumerate().for_each(|(i, row)| {
                 let from = order[n - 1 - i];
                 for (j, v) in row.iter_mut().enumerate() {
                     *v = gram[from * n + order[n - 1 - j]];
                 }
-                row[i] += lambda;
+                row[i] += lambda[from];
             });
             if cholesky_in_place(&mut lower, n).is_ok() {
                 return Ok(Self { lower, order, damping: lambda });
@@ -47,11 +50,12 @@ impl Factor {
         Err(QuantizeError::Singular)
     }
 
-    pub(super) fn damping(&self) -> f32 {
-        self.damping
+    /// Λ, column by column.
+    pub(super) fn damping(&self) -> &[f32] {
+        &self.damping
     }
 
-    /// Replaces every row of `b` by `row (G + λI)⁻¹`.
+    /// Replaces every row of `b` by `row (G + Λ)⁻¹`.
     pub(super) fn solve(&self, b: &mut [f32]) {
         let n = self.order.len();
         let mut permuted = vec![0.0f32; b.len()];

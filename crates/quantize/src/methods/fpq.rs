@@ -74,7 +74,7 @@ impl GroupSearch<'_> {
         let weight = self.codes.as_ref().map_or(&self.group.weight, |c| &c.values);
         let linear = self.input_linear(weight);
         let problem = InputProblem {
-            x: &self.sample.seen,
+            x: &self.sample.x,
             linear: linear.as_ref(),
             weight,
             token_weights: self.sample.weights.as_deref(),
@@ -91,15 +91,13 @@ impl GroupSearch<'_> {
         Ok(())
     }
 
-    /// `P = (X Ŵᵀ − target) Ŵ` over the sample, `[tokens, inputs]`.
+    /// `P = (X Ŵᵀ − X Wᵀ) Ŵ` over the sample, `[tokens, inputs]`; `None` while Ŵ is W.
     fn input_linear(&self, weight: &Matrix) -> Option<Matrix> {
-        if self.codes.is_none() && self.sample.wanted.is_none() {
-            return None;
-        }
+        self.codes.as_ref()?;
         let inputs = weight.cols;
         let output = |x: &Matrix, w: &Matrix| product(&Rows::new(&x.data, inputs), &Rows::new(&w.data, inputs));
-        let mut residual = output(&self.sample.seen, weight);
-        let wanted = output(self.sample.wanted(), &self.group.weight);
+        let mut residual = output(&self.sample.x, weight);
+        let wanted = output(&self.sample.x, &self.group.weight);
         residual.data.iter_mut().zip(&wanted.data).for_each(|(r, w)| *r -= w);
         Some(product(&Rows::new(&residual.data, weight.rows), &Columns::new(&weight.data, inputs, inputs)))
     }

@@ -115,7 +115,7 @@ fn finish(
     results: &mut Vec<SiteResult>,
 ) -> Result<(), QuantizeError> {
     let inputs = group.weight.cols;
-    let mut seen = sample.seen.clone();
+    let mut seen = sample.x.clone();
     if let Some(q) = &solution.input {
         q.apply(&mut seen.data);
     }
@@ -125,7 +125,7 @@ fn finish(
         from += group.rows[i];
         let full = &group.weight.data[span.clone()];
         let values = solution.codes.as_ref().map_or(full, |c| &c.values.data[span]);
-        let mut wanted = product(&Rows::new(&sample.wanted().data, inputs), &Rows::new(full, inputs));
+        let mut wanted = product(&Rows::new(&sample.x.data, inputs), &Rows::new(full, inputs));
         let mut got = product(&Rows::new(&seen.data, inputs), &Rows::new(values, inputs));
         got.data.iter_mut().zip(&wanted.data).for_each(|(g, w)| *g -= w);
         if let Some(weights) = &sample.weights {

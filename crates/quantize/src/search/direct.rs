@@ -75,9 +75,9 @@ fn output_errors(
 ) -> Result<Vec<f64>, QuantizeError> {
     let k = weight.cols;
     let mut errors = vec![0.0; weight.rows];
-    for i in 0..inputs.seen.windows() {
-        let mut seen = inputs.seen.get(i)?;
-        let wanted = inputs.wanted.as_ref().map_or_else(|| Ok(seen.clone()), |w| w.get(i))?;
+    for i in 0..inputs.x.windows() {
+        let wanted = inputs.x.get(i)?;
+        let mut seen = wanted.clone();
         if let Some(q) = quantizer {
             q.apply(&mut seen.data);
         }

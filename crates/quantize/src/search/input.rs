@@ -1,7 +1,7 @@
 //! The format, scale and shifts of a layer's input.
 //!
 //! With the quantized weight `Ŵ`, the input `X` and its quantized form `X + D`, the output error is
-//! `‖D Ŵᵀ‖² + 2 Σ D∘P` and a constant, where `P = (X Ŵᵀ − target) Ŵ`.
+//! `‖D Ŵᵀ‖² + 2 Σ D∘P` and a constant, where `P = (X Ŵᵀ − X Wᵀ) Ŵ`.
 
 use super::{Exactness, Grid, best_indices};
 use halfbyte_formats::{Element, InputQuantizer, kernel};

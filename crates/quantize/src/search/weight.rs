@@ -1,7 +1,7 @@
 //! The scale of every row of a weight, in every candidate format.
 //!
 //! With the layer's input `X̂`, a row `w` and its quantized form `w + e`, the output error is
-//! `eᵀ G e + 2 eᵀ c` and a constant, where `G = X̂ᵀX̂` and `c = X̂ᵀ(X̂ w − target)`: no candidate needs the tokens.
+//! `eᵀ G e + 2 eᵀ c` and a constant, where `G = X̂ᵀX̂` and `c = X̂ᵀ(X̂ w − X w)`: no candidate needs the tokens.
 
 use super::{Exactness, Grid, best_indices};
 use halfbyte_formats::{Element, kernel};
@@ -16,7 +16,7 @@ pub struct WeightProblem<'a> {
     pub inputs: usize,
     /// `X̂ᵀX̂`, `[inputs, inputs]`.
     pub gram: &'a [f32],
-    /// `X̂ᵀ(X̂ w − target)` for every row, `[rows, inputs]`; absent where it is zero.
+    /// `X̂ᵀ(X̂ w − X w)` for every row, `[rows, inputs]`; absent where it is zero.
     pub linear: Option<&'a Matrix>,
 }
 

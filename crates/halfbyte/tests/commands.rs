@@ -1,0 +1,212 @@
+//! What every command prints when all is well.
+#![allow(clippy::unwrap_used)]
+
+mod util;
+
+use serde_json::Value;
+use std::fs;
+use util::*;
+
+const COMMANDS: [&str; 6] = ["demo", "plan", "quantize", "eval", "inspect", "recipes"];
+
+#[test]
+fn every_help_has_examples_and_explains_every_option() {
+    for command in COMMANDS {
+        let help = run([command, "--help"]).text();
+        assert!(
+            help.contains("Examples:") && help.contains(&format!("halfbyte {command}")),
+            "{command}: {help}"
+        );
+        assert!(help.contains("--json"), "{command}");
+        for line in help.lines().filter(|l| l.trim_start().starts_with("--")) {
+            // An option's words are beside or below it.
+            let option = line.trim_start().split_whitespace().next().unwrap();
+            let after = help.split(option).nth(1).unwrap();
+            assert!(after.chars().take(200).filter(|c| c.is_alphabetic()).count() > 20, "{command} {option}");
+        }
+    }
+    assert!(run(["--help"]).text().contains("halfbyte quantize"));
+    assert!(run(["--version"]).text().starts_with("halfbyte "));
+}
+
+#[test]
+fn a_wrong_command_line_exits_with_2() {
+    for args in
+        [&["quantise"][..], &["plan", "model"], &["eval", "dir", "--perplexity", "t", "--window", "1"], &[]]
+    {
+        let ran = run(args);
+        assert_eq!(ran.code, Some(2), "{ran:?}");
+        assert_eq!(ran.stdout, "");
+    }
+}
+
+#[test]
+fn the_demo_compares_every_method() {
+    let value = run(["demo", "--json"]).json();
+    let perplexity = |recipe: &str| -> f64 {
+        let rows = value["rows"].as_array().unwrap();
+        let row = rows.iter().find(|r| r["recipe"] == recipe).unwrap_or_else(|| panic!("no row {recipe}"));
+        row["perplexity"].as_f64().unwrap()
+    };
+    assert!((perplexity("full-precision") - 6.047).abs() < 0.001, "{}", perplexity("full-precision"));
+    for recipe in ["minmax-int-w4a4", "minmax-fp-w4a4", "fpq-baseline-w4a4", "fpq-published-w4a4", "fpq-w4a4"]
+    {
+        assert!(perplexity(recipe) > perplexity("full-precision"), "{recipe}");
+    }
+    assert!(perplexity("fpq-w4a4") < perplexity("minmax-fp-w4a4"));
+}
+
+#[test]
+fn a_plan_needs_no_weights() {
+    // Headers alone: nothing of the data is read, even NaN do not matter.
+    let scratch = Scratch::new();
+    scratch.edit_weights(|_, data| data.fill(0xff));
+    let mut command = halfbyte();
+    command.arg("plan").arg(scratch.model()).args(["--recipe", "fpq-w4a4", "--json"]);
+    let value = finish(&mut command).json();
+    assert_eq!(value["sites"], 36);
+    for key in ["output_bytes", "peak_memory_bytes", "bits_per_weight", "seconds_estimate"] {
+        assert!(value[key].as_f64().unwrap() > 0.0, "{key}");
+    }
+    let terms = value["memory"].as_object().unwrap().values().filter_map(Value::as_u64).sum::<u64>();
+    assert_eq!(value["peak_memory_bytes"].as_u64(), Some(terms));
+    assert!(value.get("site_list").is_none());
+
+    let value = finish(command.arg("--verbose")).json();
+    assert_eq!(value["site_list"].as_array().unwrap().len(), 36);
+}
+
+#[test]
+fn the_plan_is_what_quantize_does() {
+    let weights_alone = "weight_bits = 16\nactivation_bits = 4\n";
+    let nothing = "weight_bits = 16\nactivation_bits = 16\nembedding_bits = 16\n";
+    for (recipe, options) in [
+        ("fpq-w4a4", &[][..]),
+        ("fpq-w4a4", &["--keep", "lm_head"]),
+        ("fpq-published", &["--keep", "embedding"]),
+        ("minmax-int-w4a16", &["--embedding-bits", "8"]),
+        ("minmax-fp-w6a6", &["--keep", "down_proj,layers.0.", "--embedding-bits", "6"]),
+        ("fpq-baseline-w8a8", &["--keep", "lm_head,embedding", "--rounds", "1"]),
+        ("minmax-fp-w4a8", &["--embedding-bits", "16"]),
+        (weights_alone, &[]),
+        (nothing, &[]),
+    ] {
+        let scratch = Scratch::new();
+        let file = scratch.write("mine.toml", recipe);
+        let recipe = if recipe.contains('=') { file.to_str().unwrap() } else { recipe };
+        let mut plan = halfbyte();
+        plan.arg("plan").arg(scratch.model()).args(["--recipe", recipe, "--json"]).args(options);
+        let plan = finish(&mut plan).json();
+        let done = finish(scratch.quantize(recipe, 1).args(options)).json();
+        assert_eq!(plan["output_bytes"], done["output_bytes"], "{recipe} {options:?}");
+        let bits = |v: &Value| v["bits_per_weight"].as_f64().unwrap();
+        assert!(
+            (bits(&plan) - bits(&done)).abs() < 1e-9,
+            "{recipe} {options:?}: {} {}",
+            bits(&plan),
+            bits(&done)
+        );
+    }
+}
+
+#[test]
+fn quantize_eval_and_inspect_fit_together() {
+    let scratch = Scratch::new();
+    let done = finish(&mut scratch.quantize("fpq-w4a4", 4)).json();
+    assert_eq!(done["out"], scratch.out().to_str().unwrap());
+    for key in
+        ["seconds", "peak_memory_predicted_bytes", "bits_per_weight", "mean_relative_error", "output_bytes"]
+    {
+        assert!(done[key].as_f64().unwrap() > 0.0, "{key}");
+    }
+    if cfg!(target_os = "linux") {
+        assert!(done["peak_rss_bytes"].as_u64().unwrap() > 1 << 20);
+    }
+    assert_eq!((&done["resumed_layers"], &done["was_finished"]), (&0.into(), &false.into()));
+    assert!(!scratch.path("out.partial").exists());
+    let again = finish(&mut scratch.quantize("fpq-w4a4", 4)).json();
+    assert_eq!(again["was_finished"], true);
+    assert!(!scratch.path("out.partial").exists());
+
+    let eval = |dir: &std::path::Path| {
+        let mut command = halfbyte();
+        command.arg("eval").arg(dir).arg("--perplexity").arg(text());
+        finish(command.args(["--window", "128", "--windows", "3", "--skip-tokens", "1000", "--json"])).json()
+    };
+    let (full, quantized) = (eval(&scratch.model()), eval(&scratch.out()));
+    assert_eq!((&full["quantized"], &quantized["quantized"]), (&Value::Null, &"fpq-w4a4".into()));
+    for value in [&full, &quantized] {
+        let p = &value["perplexity"];
+        assert_eq!(
+            (p["window"].as_u64(), p["windows"].as_u64(), p["tokens"].as_u64()),
+            (Some(128), Some(3), Some(381))
+        );
+    }
+    let perplexity = |v: &Value| v["perplexity"]["value"].as_f64().unwrap();
+    assert!(perplexity(&quantized) > perplexity(&full) && perplexity(&quantized) < 100.0);
+
+    let inspect = |dir: &std::path::Path| finish(halfbyte().arg("inspect").arg(dir).arg("--json")).json();
+    let value = inspect(&scratch.out());
+    assert_eq!(value["recipe"], "fpq-w4a4");
+    let layers = value["layers"].as_array().unwrap();
+    assert_eq!(layers.len(), 37);
+    let down = layers.iter().find(|l| l["name"] == "model.layers.2.mlp.down_proj").unwrap();
+    let channels: u64 = down["input"]["shifts"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).sum();
+    assert_eq!(channels, 172);
+    assert!(down["weight"]["bias_min"].as_f64() < down["weight"]["bias_max"].as_f64());
+    let value = inspect(&scratch.model());
+    assert_eq!(
+        (&value["quantized"], &value["family"], &value["parameters"]),
+        (&false.into(), &"llama".into(), &260_032.into())
+    );
+
+    // The same for people.
+    let mut command = halfbyte();
+    let table = finish(command.arg("inspect").arg(scratch.out())).text();
+    assert!(table.contains("model.layers.2.mlp.down_proj") && table.contains("bits"), "{table}");
+    let mut command = halfbyte();
+    command.arg("eval").arg(scratch.out()).arg("--perplexity").arg(text()).args([
+        "--window",
+        "64",
+        "--windows",
+        "2",
+    ]);
+    let said = finish(&mut command).text();
+    assert!(said.contains("without special tokens") && said.contains("2 of 64 tokens"), "{said}");
+}
+
+#[test]
+fn a_printed_recipe_can_be_given_back() {
+    let scratch = Scratch::new();
+    let list = run(["recipes", "--json"]).json();
+    assert_eq!(list["recipes"].as_array().unwrap().len(), 25);
+    let toml = run(["recipes", "fpq-w4a8"]).text();
+    let file = scratch.write("mine.toml", toml.replace("rounds = 1", "rounds = 2"));
+    let value = run(["recipes", file.to_str().unwrap(), "--json"]).json();
+    assert_eq!((&value["rounds"], &value["activation_bits"]), (&2.into(), &8.into()));
+
+    let file = scratch.write("wrong.toml", "wieght_bits = 4\n");
+    run(["recipes", file.to_str().unwrap()]).refused(&["wrong.toml", "line 1", "wieght_bits"]);
+    let file = scratch.write("bits.toml", "weight_bits = 5\n");
+    run(["recipes", file.to_str().unwrap()]).refused(&["weight_bits", "5"]);
+    run(["recipes", "fpq-w3a3"]).refused(&["fpq-w3a3", "minmax-int-w4a4"]);
+}
+
+#[test]
+fn options_override_the_recipe() {
+    let scratch = Scratch::new();
+    let mut command = scratch.quantize("fpq-published", 1);
+    command.args(["--calibrate", "sequential", "--rounds", "2", "--grid", "maxval", "--search", "ranked"]);
+    command.args(["--seed", "7", "--embedding-bits", "6", "--keep", "lm_head", "--activation-memory", "1kB"]);
+    finish(&mut command).json();
+    let report: Value =
+        serde_json::from_slice(&fs::read(scratch.out().join("report.json")).unwrap()).unwrap();
+    let recipe = &report["recipe"];
+    assert_eq!(recipe["calibration"], "sequential");
+    assert_eq!(
+        (&recipe["rounds"], &recipe["seed"], &recipe["embedding_bits"]),
+        (&2.into(), &7.into(), &6.into())
+    );
+    assert_eq!((&recipe["search"], &recipe["weight_grid"]["kind"]), (&"ranked".into(), &"maxval".into()));
+    assert_eq!(recipe["keep"], serde_json::json!(["lm_head"]));
+}

@@ -1,0 +1,278 @@
+//! Every bad input gives one clear line, exit code 1, and no output folder.
+#![allow(clippy::unwrap_used)]
+
+mod util;
+
+use serde_json::{Value, json};
+use std::fs;
+use util::*;
+
+/// Spoils a copy of the model and checks what `quantize` says to it.
+#[track_caller]
+fn refuses(spoil: impl FnOnce(&Scratch), needles: &[&str]) {
+    let scratch = Scratch::new();
+    spoil(&scratch);
+    let ran = finish(&mut scratch.quantize("minmax-fp-w4a4", 1));
+    assert_eq!(ran.stdout, "");
+    ran.refused(needles);
+    assert!(!scratch.out().exists());
+}
+
+const UP: &str = "model.layers.1.mlp.up_proj.weight";
+
+/// Splits the weights into two shards with an index.
+fn shard(scratch: &Scratch) {
+    let (header, data) = read_safetensors(&scratch.weights());
+    let tensors: Vec<(String, Value)> = header
+        .as_object()
+        .unwrap()
+        .iter()
+        .filter(|(n, _)| *n != "__metadata__")
+        .map(|(n, v)| (n.clone(), v.clone()))
+        .collect();
+    let mut map = serde_json::Map::new();
+    for (i, part) in tensors.chunks(tensors.len().div_ceil(2)).enumerate() {
+        let name = format!("model-0000{}-of-00002.safetensors", i + 1);
+        let (mut head, mut bytes) = (serde_json::Map::new(), Vec::new());
+        for (tensor, info) in part {
+            let (from, to) = offsets(&header, tensor);
+            let start = bytes.len();
+            bytes.extend(&data[from..to]);
+            head.insert(tensor.clone(), json!({ "dtype": info["dtype"], "shape": info["shape"], "data_offsets": [start, bytes.len()] }));
+            map.insert(tensor.clone(), name.clone().into());
+        }
+        fs::write(scratch.model().join(&name), safetensors_bytes(&head.into(), &bytes)).unwrap();
+    }
+    let index = json!({ "metadata": {}, "weight_map": map });
+    fs::write(scratch.model().join("model.safetensors.index.json"), index.to_string()).unwrap();
+    fs::remove_file(scratch.weights()).unwrap();
+}
+
+#[test]
+fn shards_are_read() {
+    let scratch = Scratch::new();
+    shard(&scratch);
+    finish(&mut scratch.quantize("minmax-fp-w4a4", 1)).json();
+}
+
+#[test]
+fn no_folder() {
+    let scratch = Scratch::new();
+    fs::remove_dir_all(scratch.model()).unwrap();
+    finish(&mut scratch.quantize("minmax-fp-w4a4", 1)).refused(&["model", "not a folder"]);
+}
+
+#[test]
+fn no_safetensors() {
+    refuses(|s| fs::remove_file(s.weights()).unwrap(), &["model", "no weights", "safetensors"]);
+}
+
+#[test]
+fn truncated() {
+    let cut = |s: &Scratch| {
+        let bytes = fs::read(s.weights()).unwrap();
+        fs::write(s.weights(), &bytes[..bytes.len() / 2]).unwrap();
+    };
+    refuses(cut, &["model.safetensors"]);
+    refuses(|s| fs::write(s.weights(), [1, 2, 3]).unwrap(), &["model.safetensors", "too few"]);
+    refuses(|s| fs::write(s.weights(), []).unwrap(), &["model.safetensors"]);
+}
+
+#[test]
+fn a_header_that_lies_about_offsets() {
+    refuses(
+        |s| s.edit_weights(|header, _| header[UP]["data_offsets"][1] = json!(1u64 << 40)),
+        &["model.safetensors", UP],
+    );
+    let overlap = |s: &Scratch| {
+        s.edit_weights(|header, _| {
+            let gate = header["model.layers.1.mlp.gate_proj.weight"]["data_offsets"].clone();
+            header[UP]["data_offsets"] = gate;
+        });
+    };
+    refuses(overlap, &["model.safetensors", "up_proj"]);
+    refuses(
+        |s| s.edit_weights(|header, _| header[UP]["shape"] = json!([3, 64])),
+        &["model.safetensors", UP, "damaged"],
+    );
+}
+
+#[test]
+fn a_shard_is_missing() {
+    let remove = |s: &Scratch| {
+        shard(s);
+        fs::remove_file(s.model().join("model-00002-of-00002.safetensors")).unwrap();
+    };
+    refuses(remove, &["model-00002-of-00002.safetensors", "missing"]);
+}
+
+#[test]
+fn a_tensor_is_missing_or_of_wrong_shape() {
+    let rename = |s: &Scratch| {
+        s.edit_weights(|header, _| {
+            let object = header.as_object_mut().unwrap();
+            let info = object.remove(UP).unwrap();
+            object.insert("model.layers.1.mlp.upward.weight".into(), info);
+        });
+    };
+    refuses(rename, &[UP]);
+    refuses(|s| s.edit_weights(|header, _| header[UP]["shape"] = json!([64, 172])), &[UP, "172", "64"]);
+}
+
+#[test]
+fn a_weight_is_not_finite() {
+    for (value, tensor) in [
+        (f32::NAN, UP),
+        (f32::INFINITY, UP),
+        (f32::NEG_INFINITY, "model.embed_tokens.weight"),
+        (f32::NAN, "model.norm.weight"),
+    ] {
+        let spoil = |s: &Scratch| {
+            s.edit_weights(|header, data| {
+                let (from, _) = offsets(header, tensor);
+                data[from + 40..from + 44].copy_from_slice(&value.to_le_bytes());
+            });
+        };
+        refuses(spoil, &[tensor]);
+    }
+}
+
+#[test]
+fn an_unknown_architecture_or_rope_type() {
+    refuses(|s| s.edit_config(|c| c["model_type"] = "mamba".into()), &["model_type", "mamba", "llama"]);
+    refuses(
+        |s| {
+            s.edit_config(|c| {
+                c.as_object_mut().unwrap().remove("model_type");
+            })
+        },
+        &["model_type", "missing"],
+    );
+    let rope = json!({ "rope_type": "longrope", "factor": 2.0 });
+    refuses(|s| s.edit_config(|c| c["rope_scaling"] = rope), &["rope_type", "longrope"]);
+    refuses(|s| fs::write(s.model().join("config.json"), "{").unwrap(), &["config.json", "JSON"]);
+    refuses(|s| fs::remove_file(s.model().join("config.json")).unwrap(), &["config.json", "missing"]);
+}
+
+#[test]
+fn the_calibration_text() {
+    let scratch = Scratch::new();
+    let with = |text: &std::path::Path| {
+        let mut command = halfbyte();
+        command
+            .arg("quantize")
+            .arg(scratch.model())
+            .args(["--recipe", "minmax-fp-w4a4", "--calibration"])
+            .arg(text);
+        finish(command.arg("--out").arg(scratch.out()).args(["--calibration-window", "32"]))
+    };
+    with(&scratch.write("empty.txt", "")).refused(&["empty.txt", "empty"]);
+    with(&scratch.write("blank.txt", " \n\n")).refused(&["blank.txt", "empty"]);
+    with(&scratch.write("short.txt", "Once upon a time."))
+        .refused(&["short.txt", "fewer than one window of 32"]);
+    with(&scratch.write("latin1.txt", b"caf\xe9 \xff")).refused(&["latin1.txt", "UTF-8"]);
+    with(&scratch.path("absent.txt")).refused(&["absent.txt"]);
+    assert!(!scratch.out().exists() && !scratch.path("out.partial").exists());
+
+    let hint = finish(scratch.quantize("minmax-fp-w4a4", 1).args(["--calibration-window", "513"]));
+    assert_eq!(hint.code, Some(2), "an option may be given once");
+    let mut command = halfbyte();
+    command.arg("quantize").arg(scratch.model()).args([
+        "--recipe",
+        "fpq-w4a4",
+        "--calibration-window",
+        "513",
+    ]);
+    command.arg("--calibration").arg(text()).arg("--out").arg(scratch.out());
+    let said = finish(&mut command).refused(&["--calibration-window 513", "512"]);
+    assert!(said.contains("hint: "), "{said}");
+}
+
+#[test]
+fn no_tokenizer() {
+    refuses(|s| fs::remove_file(s.model().join("tokenizer.json")).unwrap(), &["tokenizer.json", "not found"]);
+    refuses(
+        |s| fs::write(s.model().join("tokenizer.json"), "{}").unwrap(),
+        &["tokenizer.json", "not a tokenizer"],
+    );
+    let scratch = Scratch::new();
+    fs::remove_file(scratch.model().join("tokenizer.json")).unwrap();
+    finish(halfbyte().arg("eval").arg(scratch.model()).arg("--perplexity").arg(text()))
+        .refused(&["tokenizer.json"]);
+}
+
+#[test]
+fn out_is_another_runs() {
+    let scratch = Scratch::new();
+    fs::create_dir(scratch.out()).unwrap();
+    let mine = scratch.out().join("mine.txt");
+    fs::write(&mine, "precious").unwrap();
+    finish(&mut scratch.quantize("minmax-fp-w4a4", 1)).refused(&["out", "not the output of this run"]);
+    assert_eq!(fs::read_to_string(&mine).unwrap(), "precious");
+    fs::remove_dir_all(scratch.out()).unwrap();
+
+    finish(&mut scratch.quantize("minmax-fp-w4a4", 1)).json();
+    let before = contents(&scratch.out());
+    finish(&mut scratch.quantize("minmax-int-w4a4", 1)).refused(&["out", "not the output of this run"]);
+    finish(&mut scratch.quantize("minmax-fp-w4a4", 2)).refused(&["out", "not the output of this run"]);
+    assert_same(&before, &contents(&scratch.out()), "the other run's output");
+    assert!(!scratch.path("out.partial").exists());
+
+    let mut command = halfbyte();
+    command.arg("quantize").arg(scratch.model()).args([
+        "--recipe",
+        "fpq-w4a4",
+        "--out",
+        "/",
+        "--calibration",
+    ]);
+    finish(command.arg(text())).refused(&["/", "names no folder"]);
+}
+
+#[test]
+fn a_quantized_model_is_not_quantized_again() {
+    let scratch = Scratch::new();
+    let out = scratch.quantized();
+    for args in [&["plan"][..], &["quantize", "--calibration", "x", "--out", "y"]] {
+        let ran = finish(halfbyte().args(args).arg(&out).args(["--recipe", "fpq-w4a4"]));
+        assert!(ran.refused(&["out", "already quantized"]).contains("hint: "));
+    }
+    fs::remove_file(out.join("report.json")).unwrap();
+    finish(halfbyte().arg("inspect").arg(&out)).refused(&["report.json"]);
+}
+
+#[test]
+fn eval_windows() {
+    let eval = |text: &std::path::Path, options: &[&str]| {
+        finish(halfbyte().arg("eval").arg(model()).arg("--perplexity").arg(text).args(options))
+    };
+    let said = eval(&text(), &["--window", "1024"]).refused(&["--window 1024", "context of 512"]);
+    assert!(said.contains("hint: give --window 512 or less"), "{said}");
+    eval(&text(), &["--window", "64", "--skip-tokens", "1000000"]).refused(&["fewer than one window of 64"]);
+    let scratch = Scratch::new();
+    eval(&scratch.write("short.txt", "Once."), &[]).refused(&["fewer than one window of 512"]);
+    eval(&scratch.path("absent.txt"), &[]).refused(&["absent.txt"]);
+}
+
+#[test]
+fn damaged_codes() {
+    let scratch = Scratch::new();
+    let out = scratch.quantized();
+    let weights = out.join("model.safetensors");
+    let (header, mut data) = read_safetensors(&weights);
+    let name = "model.layers.0.mlp.down_proj.weight_scale";
+    let (from, _) = offsets(&header, name);
+    data[from..from + 4].copy_from_slice(&(-1.0f32).to_le_bytes());
+    fs::write(&weights, safetensors_bytes(&header, &data)).unwrap();
+    let mut command = halfbyte();
+    finish(command.arg("eval").arg(&out).arg("--perplexity").arg(text()).args(["--windows", "1"]))
+        .refused(&[name]);
+}
+
+#[test]
+fn a_misspelt_layer_to_keep() {
+    let scratch = Scratch::new();
+    let said =
+        finish(scratch.quantize("fpq-w4a4", 1).args(["--keep", "lm_haed"])).refused(&["--keep", "lm_haed"]);
+    assert!(said.contains("lm_head"), "{said}");
+}
