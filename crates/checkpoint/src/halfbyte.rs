@@ -20,6 +20,8 @@ use std::collections::BTreeMap;
 
 /// `quant_method` of our folders.
 const METHOD: &str = "halfbyte";
+/// Largest shift of a column.
+const MAX_SHIFT: u8 = 31;
 /// Version of the layout that this code writes and reads.
 const VERSION: u32 = 1;
 
@@ -177,9 +179,8 @@ impl LayerScheme {
                 }
                 let shift_name = format!("{name}.input_shift");
                 let shifts = if scheme.shifts { checkpoint.read_bytes(&shift_name)? } else { Vec::new() };
-                let most = scheme.element.max_shift();
-                if let Some(bad) = shifts.iter().find(|&&s| i32::from(s) > most) {
-                    return Err(damaged(shift_name, format!("a shift of {bad}, {} allows 0 to {most}", scheme.element)));
+                if let Some(bad) = shifts.iter().find(|&&s| s > MAX_SHIFT) {
+                    return Err(damaged(shift_name, format!("a shift of {bad}, the largest is {MAX_SHIFT}")));
                 }
                 Some(InputQuantizer::new(scheme.element, scale, shifts))
             }

@@ -20,7 +20,7 @@ fn every_help_has_examples_and_explains_every_option() {
         assert!(help.contains("--json"), "{command}");
         for line in help.lines().filter(|l| l.trim_start().starts_with("--")) {
             // An option's words are beside or below it.
-            let option = line.trim_start().split_whitespace().next().unwrap();
+            let option = line.split_whitespace().next().unwrap();
             let after = help.split(option).nth(1).unwrap();
             assert!(after.chars().take(200).filter(|c| c.is_alphabetic()).count() > 20, "{command} {option}");
         }
@@ -78,7 +78,7 @@ fn a_plan_needs_no_weights() {
 
 #[test]
 fn the_plan_is_what_quantize_does() {
-    let weights_alone = "weight_bits = 16\nactivation_bits = 4\n";
+    let inputs_only = "weight_bits = 16\nactivation_bits = 4\n";
     let nothing = "weight_bits = 16\nactivation_bits = 16\nembedding_bits = 16\n";
     for (recipe, options) in [
         ("fpq-w4a4", &[][..]),
@@ -88,7 +88,7 @@ fn the_plan_is_what_quantize_does() {
         ("minmax-fp-w6a6", &["--keep", "down_proj,layers.0.", "--embedding-bits", "6"]),
         ("fpq-baseline-w8a8", &["--keep", "lm_head,embedding", "--rounds", "1"]),
         ("minmax-fp-w4a8", &["--embedding-bits", "16"]),
-        (weights_alone, &[]),
+        (inputs_only, &[]),
         (nothing, &[]),
     ] {
         let scratch = Scratch::new();

@@ -248,7 +248,7 @@ fn copied_bytes(model: &Model, sites: &[PlannedSite], embedding_coded: bool) -> 
     };
     let head = format!("{}.weight", a.head.name);
     let mut total = 0;
-    for tensor in source.names().filter(|n| !is_coded(n) && !(a.tied && *n == head)) {
+    for tensor in source.names().filter(|n| !(is_coded(n) || a.tied && *n == head)) {
         total += bytes(tensor)?;
     }
     let untied = a.tied && (embedding_coded || sites.iter().any(|s| s.name == a.head.name));

@@ -72,6 +72,8 @@ pub struct Recipe {
     pub token_weights: bool,
     /// How the shifts of the pre-shifted exponent bias are found; `none` is the paper's FPQ baseline.
     pub shifts: ShiftRule,
+    /// Largest shift that `shifts = "error"` may choose; the published rule always stops at `2^E − 1`.
+    pub max_shift: u8,
     /// Whether the layers that share an input (q/k/v, gate/up) also share its quantizer.
     pub share_input: bool,
     /// Whether the weights are first corrected for the error of their quantized inputs (see `methods::correct`).
@@ -110,16 +112,17 @@ impl Default for Recipe {
             calibration: Calibration::Sequential,
             token_weights: true,
             shifts: ShiftRule::Error,
+            max_shift: 15,
             share_input: true,
             correct: true,
             feedback: true,
-            damping: 0.01,
+            damping: 0.3,
             rounds: 1,
             first: First::Input,
             weight_grid: Grid { kind: GridKind::Maxval, low: 0.4, high: 1.1, steps: 40 },
             activation_grid: Grid { kind: GridKind::Maxval, low: 0.03, high: 1.1, steps: 60 },
             search: Search::Ranked,
-            finalists: 4,
+            finalists: 2,
             sample_tokens: 1024,
             seed: 0,
         }

@@ -11,6 +11,7 @@ use halfbyte_model::Model;
 use serde_json::json;
 use std::fmt::Write;
 use std::time::Instant;
+use tracing::info;
 
 /// Tokens of a window where neither the user nor the model's context says otherwise.
 const WINDOW: usize = 2048;
@@ -25,6 +26,7 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
     let text = read_text(&args.perplexity).context("--perplexity")?;
     let tokens = model.tokenizer()?.encode(&text)?;
     drop(text);
+    info!(tokens = tokens.len(), window, "text tokenised");
     let options = PerplexityOptions { window, windows: args.windows, skip_tokens: args.skip_tokens };
     let bar = Bar::new("steps");
     let scored = perplexity(&model, &tokens, options, &mut |done, all| {

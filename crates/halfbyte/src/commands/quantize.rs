@@ -15,6 +15,7 @@ use std::fmt::Write;
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
+use tracing::{debug, info};
 
 pub(crate) fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
     let start = Instant::now();
@@ -29,6 +30,7 @@ pub(crate) fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
     let wanted = args.calibration.calibration_windows;
     let windows =
         calibration_windows(&tokens, window, wanted).with_context(|| args.text.display().to_string())?;
+    info!(tokens = tokens.len(), windows = windows.len(), window, "calibration text tokenised");
     drop(tokens);
 
     let activation_memory = args.calibration.activation_memory;
@@ -48,6 +50,7 @@ pub(crate) fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
 
     let lock = Lock::take(&args.out)?;
     require_space_for(&plan, &args.out)?;
+    debug!(?recipe, memory = ?plan.memory, "begin");
     let mut bar = Bar::new("layers");
     let job = Job { model: &model, recipe: &recipe, windows: &windows, out: &args.out, activation_memory };
     let outcome = halfbyte_quantize::quantize(&job, &mut bar)?;

@@ -64,14 +64,11 @@ const FIELDS: &[(&str, &str)] = &[
         "inputs to calibrate on: full-precision (published), or sequential (what the quantized layers before give)",
     ),
     (
-        "target",
-        "what a layer should reproduce in sequential calibration: the layer's or the network's full-precision output",
-    ),
-    (
         "token_weights",
         "whether a token's error counts less the larger the residual stream is that it is added to",
     ),
     ("shifts", "pre-shifted exponent biases: none, maximum (published) or error"),
+    ("max_shift", "largest shift that shifts = \"error\" may choose; maximum always stops at 2^E - 1"),
     ("share_input", "one input quantizer for the layers that share an input (q/k/v, gate/up)"),
     ("correct", "first correct the weights for the error of their quantized inputs"),
     ("feedback", "feed each column's rounding error back into those after it (GPTQ)"),

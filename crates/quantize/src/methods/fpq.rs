@@ -79,6 +79,7 @@ impl GroupSearch<'_> {
             weight,
             token_weights: self.sample.weights.as_deref(),
             channel_max: &self.channel_max,
+            max_shift: recipe.max_shift,
         };
         let choices = if recipe.search == Search::Direct {
             let candidates = |element| problem.candidates(element, &recipe.activation_grid, recipe.shifts);

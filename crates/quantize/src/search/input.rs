@@ -33,6 +33,8 @@ pub struct InputProblem<'a> {
     pub token_weights: Option<&'a [f32]>,
     /// Largest magnitude of every channel over all tokens.
     pub channel_max: &'a [f32],
+    /// Largest shift of [`ShiftRule::Error`].
+    pub max_shift: u8,
 }
 
 impl InputProblem<'_> {
@@ -127,7 +129,7 @@ fn by_error(problem: &InputProblem, form: &Form, element: Element, grid: &Grid) 
     let top = element.scale_from_max(largest) * grid.high;
     let octaves = f64::from(grid.high / grid.low).log2().ceil().max(1.0) as usize;
     let tensor_steps = octaves * LATTICE;
-    let max_shift = element.max_shift() as usize;
+    let max_shift = usize::from(problem.max_shift);
     let lattice: Vec<f32> = (0..=tensor_steps + max_shift * LATTICE)
         .map(|i| (f64::from(top) * (-(i as f64) / LATTICE as f64).exp2()).max(f64::from(f32::MIN_POSITIVE)) as f32)
         .collect();
