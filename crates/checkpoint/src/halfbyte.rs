@@ -93,7 +93,10 @@ pub struct StoredLayer {
 impl StoredLayer {
     /// The scheme that describes it.
     pub fn scheme(&self) -> LayerScheme {
-        LayerScheme { weight: self.weight.as_ref().map(|w| w.scheme), input: self.input.as_ref().map(InputQuantizer::scheme) }
+        LayerScheme {
+            weight: self.weight.as_ref().map(|w| w.scheme),
+            input: self.input.as_ref().map(InputQuantizer::scheme),
+        }
     }
 
     /// Its tensors and their bytes, for layer `name`.
@@ -102,7 +105,10 @@ impl StoredLayer {
         let mut out = Vec::new();
         if let Some(w) = &self.weight {
             let shape = scale_shape(&w.scheme, w.rows, w.cols);
-            out.push((TensorSpec::new(format!("{name}.weight_codes"), Dtype::U8, [w.rows, w.row_bytes()]), w.codes.clone()));
+            out.push((
+                TensorSpec::new(format!("{name}.weight_codes"), Dtype::U8, [w.rows, w.row_bytes()]),
+                w.codes.clone(),
+            ));
             out.push((TensorSpec::new(format!("{name}.weight_scale"), Dtype::F32, shape), floats(&w.scales)));
         }
         if let Some(q) = &self.input {
@@ -121,7 +127,13 @@ impl LayerScheme {
     ///
     /// # Errors
     /// As [`Checkpoint::require`], and for a scheme that this version cannot read.
-    pub fn check(&self, checkpoint: &Checkpoint, name: &str, rows: usize, cols: usize) -> Result<(), CheckpointError> {
+    pub fn check(
+        &self,
+        checkpoint: &Checkpoint,
+        name: &str,
+        rows: usize,
+        cols: usize,
+    ) -> Result<(), CheckpointError> {
         let fail = |message: String| CheckpointError::Config {
             file: checkpoint.dir().join("config.json"),
             message: format!("quantization_config.layers.{name}: {message}"),
@@ -141,7 +153,10 @@ impl LayerScheme {
             }
         }
         if let Some(scheme) = &self.input {
-            if scheme.scale != ScaleFormat::F32 || scheme.dynamic || scheme.granularity != halfbyte_formats::Granularity::Tensor {
+            if scheme.scale != ScaleFormat::F32
+                || scheme.dynamic
+                || scheme.granularity != halfbyte_formats::Granularity::Tensor
+            {
                 return Err(fail(format!("inputs quantized as {scheme} cannot be computed")));
             }
             checkpoint.require(&format!("{name}.input_scale"), &[1])?;
@@ -156,7 +171,13 @@ impl LayerScheme {
     ///
     /// # Errors
     /// As [`LayerScheme::check`], and for scales that are not positive or shifts beyond the element's range.
-    pub fn read(&self, checkpoint: &Checkpoint, name: &str, rows: usize, cols: usize) -> Result<StoredLayer, CheckpointError> {
+    pub fn read(
+        &self,
+        checkpoint: &Checkpoint,
+        name: &str,
+        rows: usize,
+        cols: usize,
+    ) -> Result<StoredLayer, CheckpointError> {
         self.check(checkpoint, name, rows, cols)?;
         let damaged = |tensor: String, message: String| CheckpointError::Damaged { tensor, message };
         let weight = match &self.weight {

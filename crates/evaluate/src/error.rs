@@ -15,7 +15,9 @@ pub enum EvaluateError {
         message: String,
     },
     /// The text is shorter than one window.
-    #[error("the text has {tokens} tokens after skipping {skipped}, fewer than one window of {window}; give a longer text or a smaller --window")]
+    #[error(
+        "the text has {tokens} tokens after skipping {skipped}, fewer than one window of {window}; give a longer text or a smaller --window"
+    )]
     TooShort {
         /// Tokens left.
         tokens: usize,

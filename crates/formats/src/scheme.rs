@@ -584,7 +584,12 @@ impl QuantizedMatrix {
                     }
                 };
                 let span = column..until;
-                kernel::decode(element, scale * self.tensor_scale, &codes[span.clone()], &mut out[done..][span]);
+                kernel::decode(
+                    element,
+                    scale * self.tensor_scale,
+                    &codes[span.clone()],
+                    &mut out[done..][span],
+                );
                 column = until;
             }
             done += n;

@@ -197,6 +197,10 @@ pub(crate) struct RecipeArgs {
     /// Which inputs layers are calibrated on.
     #[arg(long, help_heading = RECIPE)]
     pub(crate) calibrate: Option<Calibrate>,
+    /// Windows of tokens drawn from the vocabulary to calibrate on besides the text, as a share of its windows; 0 where the
+    /// text is just what the model will read.
+    #[arg(long, value_name = "SHARE", help_heading = RECIPE)]
+    pub(crate) coverage: Option<f32>,
     /// Rounds of the search, 1 to 100.
     #[arg(long, value_name = "N", help_heading = RECIPE)]
     pub(crate) rounds: Option<usize>,
@@ -206,7 +210,7 @@ pub(crate) struct RecipeArgs {
     /// How candidates are scored.
     #[arg(long, help_heading = RECIPE)]
     pub(crate) search: Option<SearchChoice>,
-    /// Seed of the sample of tokens that the search looks at.
+    /// Seed of all that is drawn at random: the sample of tokens that the search looks at, the coverage windows.
     #[arg(long, value_name = "N", help_heading = RECIPE)]
     pub(crate) seed: Option<u64>,
 }

@@ -31,6 +31,9 @@ pub(crate) fn chosen(args: &RecipeArgs, architecture: &Architecture) -> anyhow::
     if let Some(inputs) = args.calibrate {
         recipe.calibration = inputs.into();
     }
+    if let Some(coverage) = args.coverage {
+        recipe.coverage = coverage;
+    }
     if let Some(rounds) = args.rounds {
         recipe.rounds = rounds;
     }

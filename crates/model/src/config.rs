@@ -12,10 +12,13 @@ impl<'a> Config<'a> {
         self.0.get(key).filter(|v| !v.is_null())
     }
 
-    fn typed<T>(&self, key: &str, what: &str, read: impl Fn(&'a Value) -> Option<T>) -> Result<Option<T>, ModelError> {
-        self.get(key)
-            .map(|v| read(v).ok_or_else(|| invalid(key, format!("{v} is not {what}"))))
-            .transpose()
+    fn typed<T>(
+        &self,
+        key: &str,
+        what: &str,
+        read: impl Fn(&'a Value) -> Option<T>,
+    ) -> Result<Option<T>, ModelError> {
+        self.get(key).map(|v| read(v).ok_or_else(|| invalid(key, format!("{v} is not {what}")))).transpose()
     }
 
     /// A positive integer that must be there.

@@ -43,7 +43,9 @@ pub enum ModelError {
         message: String,
     },
     /// A token id is outside the vocabulary.
-    #[error("token {token} is outside the model's vocabulary of {vocabulary}: do tokenizer.json and config.json belong together?")]
+    #[error(
+        "token {token} is outside the model's vocabulary of {vocabulary}: do tokenizer.json and config.json belong together?"
+    )]
     Token {
         /// The id.
         token: u32,

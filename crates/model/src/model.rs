@@ -141,7 +141,8 @@ impl Model {
             mlp: self.norm(&spec.mlp_norm, hidden)?,
             query_key,
         };
-        let tap_linears = |tap: &crate::Tap| tap.sites.iter().map(|s| self.linear(s)).collect::<Result<Vec<_>, _>>();
+        let tap_linears =
+            |tap: &crate::Tap| tap.sites.iter().map(|s| self.linear(s)).collect::<Result<Vec<_>, _>>();
         let linears = spec.taps.iter().map(tap_linears).collect::<Result<_, _>>()?;
         Ok(Block { spec: spec.clone(), linears, norms })
     }

@@ -45,7 +45,10 @@ impl Rope {
         let plain = (0..pairs).map(|i| 1.0 / power(i));
         let required = |key: &str| {
             scaling.number(key)?.filter(|&v| v > 0.0).ok_or_else(|| {
-                invalid(&format!("rope_parameters.{key}"), format!("missing or not positive, rope_type {kind} needs it"))
+                invalid(
+                    &format!("rope_parameters.{key}"),
+                    format!("missing or not positive, rope_type {kind} needs it"),
+                )
             })
         };
         let mut amplitude = 1.0;
@@ -56,10 +59,14 @@ impl Rope {
                 plain.map(|f| f / factor).collect()
             }
             "llama3" => {
-                let (factor, low, high) = (required("factor")?, required("low_freq_factor")?, required("high_freq_factor")?);
+                let (factor, low, high) =
+                    (required("factor")?, required("low_freq_factor")?, required("high_freq_factor")?);
                 let original = required("original_max_position_embeddings")?;
                 if high <= low {
-                    return Err(invalid("rope_parameters.high_freq_factor", format!("{high} is not above {low}")));
+                    return Err(invalid(
+                        "rope_parameters.high_freq_factor",
+                        format!("{high} is not above {low}"),
+                    ));
                 }
                 // Long waves are stretched, short ones stay, between them a linear blend (LLaMA 3.1).
                 plain
@@ -75,8 +82,10 @@ impl Rope {
                     Some(_) => required("factor")?,
                     None => context as f64 / required("original_max_position_embeddings")?,
                 };
-                let original =
-                    scaling.number("original_max_position_embeddings")?.filter(|&v| v > 0.0).unwrap_or(context as f64);
+                let original = scaling
+                    .number("original_max_position_embeddings")?
+                    .filter(|&v| v > 0.0)
+                    .unwrap_or(context as f64);
                 amplitude = yarn_amplitude(&scaling, factor)?;
                 let keep = yarn_ramp(&scaling, theta, head_dim, original)?;
                 plain.zip(keep).map(|(f, keep)| f / factor * (1.0 - keep) + f * keep).collect()
@@ -107,7 +116,8 @@ fn yarn_amplitude(scaling: &Config, factor: f64) -> Result<f64, ModelError> {
 
 /// For each pair of channels, how much of its own frequency YaRN keeps: 1 for fast ones, 0 for slow ones.
 fn yarn_ramp(scaling: &Config, theta: f64, dim: usize, original: f64) -> Result<Vec<f64>, ModelError> {
-    let or = |key, default| Ok::<_, ModelError>(scaling.number(key)?.filter(|&v| v != 0.0).unwrap_or(default));
+    let or =
+        |key, default| Ok::<_, ModelError>(scaling.number(key)?.filter(|&v| v != 0.0).unwrap_or(default));
     let (fast, slow) = (or("beta_fast", 32.0)?, or("beta_slow", 1.0)?);
     let channel = |turns: f64| dim as f64 * (original / (turns * 2.0 * PI)).ln() / (2.0 * theta.ln());
     let (mut low, mut high) = (channel(fast), channel(slow));
@@ -133,19 +143,24 @@ mod tests {
     #[test]
     fn theta_is_found_at_either_place() {
         let old = rope(json!({"rope_theta": 500.0})).unwrap();
-        assert_eq!(old, rope(json!({"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}})).unwrap());
+        assert_eq!(
+            old,
+            rope(json!({"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}})).unwrap()
+        );
         assert!((old.frequencies[1] - 500f32.powf(-0.25)).abs() < 1e-6);
     }
 
     #[test]
     fn an_unknown_type_is_refused_by_name() {
-        let error = rope(json!({"rope_scaling": {"type": "dynamic", "factor": 2.0}})).unwrap_err().to_string();
+        let error =
+            rope(json!({"rope_scaling": {"type": "dynamic", "factor": 2.0}})).unwrap_err().to_string();
         assert!(error.contains("rope_type = dynamic"), "{error}");
     }
 
     #[test]
     fn a_missing_parameter_is_named() {
-        let error = rope(json!({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}})).unwrap_err().to_string();
+        let error =
+            rope(json!({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}})).unwrap_err().to_string();
         assert!(error.contains("low_freq_factor"), "{error}");
     }
 }

@@ -15,9 +15,13 @@ impl Tokenizer {
         let path = dir.join("tokenizer.json");
         let fail = |message: String| ModelError::Tokenizer { path: path.display().to_string(), message };
         if !path.is_file() {
-            return Err(fail("not found; halfbyte reads the Hugging Face tokenizer.json, copy it into the model folder".into()));
+            return Err(fail(
+                "not found; halfbyte reads the Hugging Face tokenizer.json, copy it into the model folder"
+                    .into(),
+            ));
         }
-        let inner = tokenizers::Tokenizer::from_file(&path).map_err(|e| fail(format!("not a tokenizer: {e}")))?;
+        let inner =
+            tokenizers::Tokenizer::from_file(&path).map_err(|e| fail(format!("not a tokenizer: {e}")))?;
         Ok(Self { inner })
     }
 

@@ -84,7 +84,6 @@ fn every_family_agrees_with_transformers() {
     assert!(cases >= 14, "{cases} golden cases");
 }
 
-
 #[test]
 fn stories260k_agrees_with_transformers() {
     let Some(dir) = asset("models/stories260K") else { return };

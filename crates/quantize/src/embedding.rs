@@ -12,7 +12,11 @@ use rayon::prelude::*;
 ///
 /// # Errors
 /// [`QuantizeError::Format`] for values that are not finite.
-pub fn quantize_embedding(name: &str, table: &Matrix, recipe: &Recipe) -> Result<QuantizedMatrix, QuantizeError> {
+pub fn quantize_embedding(
+    name: &str,
+    table: &Matrix,
+    recipe: &Recipe,
+) -> Result<QuantizedMatrix, QuantizeError> {
     let elements = recipe.elements(recipe.embedding_bits);
     let factors = match recipe.method {
         Method::MinmaxInt | Method::MinmaxFp => Vec::new(),

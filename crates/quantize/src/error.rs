@@ -40,7 +40,9 @@ pub enum QuantizeError {
     #[error("{0}")]
     Spill(String),
     /// A Gram matrix could not be factorised.
-    #[error("the second moments of a layer's input cannot be factorised even with 100 times the damping; raise `damping` in the recipe, or set `correct` and `feedback` to false")]
+    #[error(
+        "the second moments of a layer's input cannot be factorised even with 100 times the damping; raise `damping` in the recipe, or set `correct` and `feedback` to false"
+    )]
     Singular,
     /// The output folder cannot be used.
     #[error("{0}")]

@@ -5,13 +5,13 @@ use crate::recipe::{Calibration, Recipe};
 use crate::report::{LayerReport, Report};
 use crate::store::{Place, Store};
 use crate::stream::{QuantizedSite, embed, quantize_block, quantize_sites};
-use crate::tap::TapInputs;
+use crate::tap::{TapInputs, mix};
 use crate::{QuantizeError, quantize_embedding};
 use halfbyte_checkpoint::{
     CheckpointWriter, LayerScheme, Manifest, SHARD_BYTES, StoredLayer, TensorSpec, copy_atomic, write_atomic,
 };
 use halfbyte_formats::kernel;
-use halfbyte_model::{Embedding, Model, Weight};
+use halfbyte_model::{Architecture, Embedding, Model, Weight};
 use halfbyte_tensor::sum_of_squares;
 use std::collections::BTreeMap;
 use std::fs;
@@ -49,11 +49,19 @@ pub struct Outcome {
     pub was_finished: bool,
 }
 
-/// Cuts tokens into at most `count` windows of `window` tokens, from the start.
+/// The calibration windows of a recipe: at most `count` windows of `window` tokens from the start of the text, and the
+/// recipe's share of windows drawn from the vocabulary. Those take token `t` with a probability of about 1/t (Zipf's law;
+/// vocabularies are sorted by frequency), seeded by the recipe.
 ///
 /// # Errors
 /// [`QuantizeError::Calibration`] when there is not one whole window.
-pub fn calibration_windows(tokens: &[u32], window: usize, count: usize) -> Result<Vec<Vec<u32>>, QuantizeError> {
+pub fn calibration_windows(
+    recipe: &Recipe,
+    tokens: &[u32],
+    vocabulary: usize,
+    window: usize,
+    count: usize,
+) -> Result<Vec<Vec<u32>>, QuantizeError> {
     if tokens.is_empty() {
         return Err(QuantizeError::Calibration("it is empty".into()));
     }
@@ -63,7 +71,16 @@ pub fn calibration_windows(tokens: &[u32], window: usize, count: usize) -> Resul
             tokens.len()
         )));
     }
-    Ok(tokens.chunks_exact(window).take(count).map(<[u32]>::to_vec).collect())
+    let mut windows: Vec<Vec<u32>> = tokens.chunks_exact(window).take(count).map(<[u32]>::to_vec).collect();
+    let drawn = recipe.coverage_windows(windows.len());
+    windows.extend((0..drawn).map(|w| {
+        let uniform =
+            |t: usize| (mix(mix(recipe.seed) ^ (w * window + t) as u64) >> 11) as f64 / (1u64 << 53) as f64;
+        (0..window)
+            .map(|t| ((vocabulary as f64).powf(uniform(t)) as u32).min(vocabulary as u32 - 1))
+            .collect()
+    }));
+    Ok(windows)
 }
 
 /// Runs a job to its end, going on where an earlier run of the same job was stopped.
@@ -89,8 +106,12 @@ pub fn quantize(job: &Job, progress: &mut dyn Progress) -> Result<Outcome, Quant
 }
 
 /// Where the working folder of an output folder is: beside it, so that the last step is a rename.
-fn partial_dir(out: &Path) -> Result<PathBuf, QuantizeError> {
-    let name = out.file_name().ok_or_else(|| QuantizeError::Output(format!("{} names no folder", out.display())))?;
+///
+/// # Errors
+/// [`QuantizeError::Output`] for a path without a last part, such as `/`.
+pub fn partial_dir(out: &Path) -> Result<PathBuf, QuantizeError> {
+    let name =
+        out.file_name().ok_or_else(|| QuantizeError::Output(format!("{} names no folder", out.display())))?;
     let mut partial = name.to_os_string();
     partial.push(".partial");
     Ok(out.with_file_name(partial))
@@ -129,12 +150,15 @@ fn run_id(job: &Job) -> Result<RunId, QuantizeError> {
     })
 }
 
+/// Bytes of the activations of `tokens` tokens at the widest tap; beyond [`Job::activation_memory`] they go to files.
+pub fn activation_bytes(architecture: &Architecture, tokens: usize) -> u64 {
+    let widest = architecture.blocks.iter().flat_map(|b| &b.taps).map(|t| t.channels()).max().unwrap_or(0);
+    (tokens * (architecture.hidden + widest) * 4) as u64
+}
+
 /// Memory where the activations at the widest tap fit, else the working folder.
 fn place(job: &Job) -> Place {
-    let a = &job.model.architecture;
-    let tokens: usize = job.windows.iter().map(Vec::len).sum();
-    let widest = a.blocks.iter().flat_map(|b| &b.taps).map(|t| t.channels()).max().unwrap_or(0);
-    let bytes = (tokens * (a.hidden + widest) * 4) as u64;
+    let bytes = activation_bytes(&job.model.architecture, job.windows.iter().map(Vec::len).sum());
     match partial_dir(job.out) {
         Ok(dir) if bytes > job.activation_memory => Place::Folder(dir),
         _ => Place::Memory,
@@ -179,6 +203,9 @@ impl Run<'_> {
                 check_finite(&hidden, b)?;
                 self.write(b + 1, &sites)?;
                 self.journal.write_state(b + 2, &hidden)?;
+            }
+            if progress.stopped() {
+                return Err(QuantizeError::Stopped(blocks));
             }
             let sites = self.head(hidden)?;
             self.write(blocks + 1, &sites)?;
@@ -242,10 +269,8 @@ impl Run<'_> {
 
     fn write(&self, part: usize, sites: &[QuantizedSite]) -> Result<(), QuantizeError> {
         let tensors: Vec<_> = sites.iter().flat_map(|s| s.stored.tensors(&s.name)).collect();
-        let notes: Vec<(LayerReport, LayerScheme)> = sites
-            .iter()
-            .map(|s| (LayerReport::new(s, self.shape(&s.name)), s.stored.scheme()))
-            .collect();
+        let notes: Vec<(LayerReport, LayerScheme)> =
+            sites.iter().map(|s| (LayerReport::new(s, self.shape(&s.name)), s.stored.scheme())).collect();
         let note = serde_json::to_string(&notes).map_err(|e| QuantizeError::Output(e.to_string()))?;
         self.journal.write_block(part, &tensors, note)
     }
@@ -267,8 +292,9 @@ impl Run<'_> {
         let mut schemes = BTreeMap::new();
         for part in &parts {
             let note = part.metadata().get("note").map_or("[]", String::as_str);
-            let notes: Vec<(LayerReport, LayerScheme)> = serde_json::from_str(note)
-                .map_err(|e| QuantizeError::Output(format!("{}: {e}; delete the folder", part.path().display())))?;
+            let notes: Vec<(LayerReport, LayerScheme)> = serde_json::from_str(note).map_err(|e| {
+                QuantizeError::Output(format!("{}: {e}; delete the folder", part.path().display()))
+            })?;
             for (layer, scheme) in notes {
                 schemes.insert(layer.name.clone(), scheme);
                 layers.push(layer);
@@ -285,7 +311,7 @@ impl Run<'_> {
         let head_weight = format!("{}.weight", a.head.name);
         let mut copies: Vec<(String, String)> = source
             .names()
-            .filter(|n| !coded(n) && !(a.tied && *n == head_weight))
+            .filter(|n| !coded(n) && (!a.tied || *n != head_weight))
             .map(|n| (n.to_string(), n.to_string()))
             .collect();
         let untied = a.tied && (embedding_coded || schemes.contains_key(&a.head.name));
@@ -303,7 +329,8 @@ impl Run<'_> {
         }
         let output_bytes = specs.iter().filter_map(|s| s.dtype.byte_len(&s.shape)).sum();
         let report = Report::new(self.job.recipe, self.job.windows, output_bytes, layers);
-        let recipe = serde_json::to_value(self.job.recipe).map_err(|e| QuantizeError::Output(e.to_string()))?;
+        let recipe =
+            serde_json::to_value(self.job.recipe).map_err(|e| QuantizeError::Output(e.to_string()))?;
         let manifest = Manifest::new(recipe, schemes);
 
         let output = self.journal.dir().join("output");
@@ -345,7 +372,11 @@ impl Run<'_> {
         write_atomic(&output.join("run.json"), json(id)?.as_bytes())?;
 
         fs::rename(&output, self.job.out).map_err(|e| {
-            QuantizeError::Output(format!("cannot rename {} to {}: {e}", output.display(), self.job.out.display()))
+            QuantizeError::Output(format!(
+                "cannot rename {} to {}: {e}",
+                output.display(),
+                self.job.out.display()
+            ))
         })?;
         let _ = fs::remove_dir_all(self.journal.dir());
         Ok(report)

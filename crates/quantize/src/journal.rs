@@ -52,7 +52,8 @@ impl Journal {
             }
             Err(_) => {
                 make_dir(&dir)?;
-                let bytes = serde_json::to_vec_pretty(id).map_err(|e| QuantizeError::Output(e.to_string()))?;
+                let bytes =
+                    serde_json::to_vec_pretty(id).map_err(|e| QuantizeError::Output(e.to_string()))?;
                 write_atomic(&path, &bytes)?;
             }
         }
@@ -74,7 +75,10 @@ impl Journal {
 
     /// The parts finished so far out of `parts`, each with the state behind it.
     pub fn finished(&self, parts: usize) -> usize {
-        (0..parts).rev().find(|&b| self.state_path(b + 1).exists() && self.blocks_exist(b)).map_or(0, |b| b + 1)
+        (0..parts)
+            .rev()
+            .find(|&b| self.state_path(b + 1).exists() && self.blocks_exist(b))
+            .map_or(0, |b| b + 1)
     }
 
     fn blocks_exist(&self, last: usize) -> bool {
@@ -85,7 +89,12 @@ impl Journal {
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub fn write_block(&self, block: usize, tensors: &[(TensorSpec, Vec<u8>)], note: String) -> Result<(), QuantizeError> {
+    pub fn write_block(
+        &self,
+        block: usize,
+        tensors: &[(TensorSpec, Vec<u8>)],
+        note: String,
+    ) -> Result<(), QuantizeError> {
         let specs: Vec<TensorSpec> = tensors.iter().map(|t| t.0.clone()).collect();
         let metadata = BTreeMap::from([("note".to_string(), note)]);
         let mut writer = SafetensorsWriter::create(&self.block_path(block), &specs, &metadata)?;
@@ -126,7 +135,13 @@ impl Journal {
     ///
     /// # Errors
     /// When the file cannot be read.
-    pub fn read_state(&self, block: usize, rows: &[usize], hidden: usize, place: &Place) -> Result<Store, QuantizeError> {
+    pub fn read_state(
+        &self,
+        block: usize,
+        rows: &[usize],
+        hidden: usize,
+        place: &Place,
+    ) -> Result<Store, QuantizeError> {
         let file = SafetensorsFile::open(&self.state_path(block))?;
         let total: usize = rows.iter().sum();
         let mut store = Store::new(place, hidden, rows)?;
@@ -157,5 +172,6 @@ impl RunId {
 
 /// Makes a folder and those above it.
 pub(crate) fn make_dir(dir: &Path) -> Result<(), QuantizeError> {
-    fs::create_dir_all(dir).map_err(|e| QuantizeError::Output(format!("cannot make the folder {}: {e}", dir.display())))
+    fs::create_dir_all(dir)
+        .map_err(|e| QuantizeError::Output(format!("cannot make the folder {}: {e}", dir.display())))
 }

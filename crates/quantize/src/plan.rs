@@ -3,6 +3,7 @@
 //! Sizes are exact, since every format of equal bits is stored alike. Memory is a model of the code's largest buffers, and
 //! time a count of its operations at a speed measured on this machine; their constants are in [`cost`].
 
+use crate::job::activation_bytes;
 use crate::recipe::{Method, Recipe};
 use crate::search::ShiftRule;
 use halfbyte_checkpoint::CheckpointError;
@@ -285,9 +286,7 @@ impl Shape<'_> {
 
     /// Activations at the widest tap, as the job counts them.
     fn activation_bytes(&self) -> u64 {
-        let a = self.architecture();
-        let widest = a.blocks.iter().flat_map(|b| &b.taps).map(|t| t.channels()).max().unwrap_or(0);
-        self.tokens() * (a.hidden + widest) as u64 * 4
+        activation_bytes(self.architecture(), self.options.windows * self.options.window)
     }
 
     /// Memory for `channels` activations of every token.

@@ -67,6 +67,9 @@ pub struct Recipe {
     pub keep: Vec<String>,
     /// Which inputs layers are calibrated on.
     pub calibration: Calibration,
+    /// Windows of tokens drawn from the whole vocabulary that are added to the calibration windows, as a share of those:
+    /// any one text leaves out most tokens, and inputs beyond the calibrated range are clipped.
+    pub coverage: f32,
     /// Whether a token's error counts in inverse proportion to the mean square of the residual stream that the layer
     /// writes to, which is what the next norm divides by.
     pub token_weights: bool,
@@ -110,6 +113,7 @@ impl Default for Recipe {
             embedding_bits: 4,
             keep: Vec::new(),
             calibration: Calibration::Sequential,
+            coverage: 0.25,
             token_weights: true,
             shifts: ShiftRule::Error,
             max_shift: 15,
@@ -122,8 +126,8 @@ impl Default for Recipe {
             weight_grid: Grid { kind: GridKind::Maxval, low: 0.4, high: 1.1, steps: 40 },
             activation_grid: Grid { kind: GridKind::Maxval, low: 0.03, high: 1.1, steps: 60 },
             search: Search::Ranked,
-            finalists: 2,
-            sample_tokens: 1024,
+            finalists: 4,
+            sample_tokens: 2048,
             seed: 0,
         }
     }
@@ -149,11 +153,13 @@ impl Recipe {
         let unknown = || QuantizeError::UnknownRecipe { name: name.into(), known: Self::names().join(", ") };
         let full = if METHODS.contains(&name) { format!("{name}-w4a4") } else { name.to_string() };
         let (method, bits) = full.rsplit_once('-').ok_or_else(unknown)?;
-        let &(_, weight_bits, activation_bits) = BITS.iter().find(|(b, ..)| *b == bits).ok_or_else(unknown)?;
+        let &(_, weight_bits, activation_bits) =
+            BITS.iter().find(|(b, ..)| *b == bits).ok_or_else(unknown)?;
         let base = Self { name: name.into(), weight_bits, activation_bits, ..Self::default() };
         // MinMax and the published forms look at full-precision inputs and know neither correction nor feedback.
         let plain = Self {
             calibration: Calibration::FullPrecision,
+            coverage: 0.0,
             token_weights: false,
             share_input: false,
             correct: false,
@@ -186,7 +192,9 @@ impl Recipe {
     /// Whether the linear layer or table `name` is left alone.
     pub fn keeps(&self, name: &str) -> bool {
         let dotted = format!("{name}.");
-        self.keep.iter().any(|k| if k == "embedding" { name.contains("embed") } else { dotted.contains(k.as_str()) })
+        self.keep
+            .iter()
+            .any(|k| if k == "embedding" { name.contains("embed") } else { dotted.contains(k.as_str()) })
     }
 
     /// Checks what the types do not.
@@ -194,7 +202,8 @@ impl Recipe {
     /// # Errors
     /// [`QuantizeError::Recipe`], naming the field.
     pub fn check(&self) -> Result<(), QuantizeError> {
-        let wrong = |field: &str, message: String| Err(QuantizeError::Recipe { field: field.into(), message });
+        let wrong =
+            |field: &str, message: String| Err(QuantizeError::Recipe { field: field.into(), message });
         for (field, bits) in [
             ("weight_bits", self.weight_bits),
             ("activation_bits", self.activation_bits),
@@ -207,8 +216,12 @@ impl Recipe {
         if self.rounds == 0 || self.rounds > 100 {
             return wrong("rounds", format!("{} is not between 1 and 100", self.rounds));
         }
-        for (field, grid) in [("weight_grid", &self.weight_grid), ("activation_grid", &self.activation_grid)] {
-            let sane = grid.low > 0.0 && grid.low <= grid.high && grid.high <= 16.0 && (1..=4096).contains(&grid.steps);
+        for (field, grid) in [("weight_grid", &self.weight_grid), ("activation_grid", &self.activation_grid)]
+        {
+            let sane = grid.low > 0.0
+                && grid.low <= grid.high
+                && grid.high <= 16.0
+                && (1..=4096).contains(&grid.steps);
             if !sane {
                 return wrong(field, "needs 0 < low <= high <= 16 and 1 to 4096 steps".into());
             }
@@ -216,10 +229,21 @@ impl Recipe {
         if !(self.damping > 0.0 && self.damping <= 10.0) {
             return wrong("damping", format!("{} is not between 0 and 10", self.damping));
         }
+        if !(0.0..=4.0).contains(&self.coverage) {
+            return wrong("coverage", format!("{} is not between 0 and 4", self.coverage));
+        }
+        if self.max_shift > 31 {
+            return wrong("max_shift", format!("{} is more than 31", self.max_shift));
+        }
         if self.sample_tokens == 0 || self.finalists == 0 {
             return wrong("sample_tokens", "and finalists must be at least 1".into());
         }
         Ok(())
+    }
+
+    /// Coverage windows beside `windows` windows of text.
+    pub fn coverage_windows(&self, windows: usize) -> usize {
+        (f64::from(self.coverage) * windows as f64).round() as usize
     }
 
     /// How many candidates are scored fully.
@@ -263,8 +287,15 @@ mod tests {
 
     #[test]
     fn keep_matches_layers_and_parts_of_names() {
-        let recipe = Recipe { keep: vec!["lm_head".into(), "layers.0.".into(), "embedding".into()], ..Recipe::default() };
-        assert!(recipe.keeps("lm_head") && recipe.keeps("model.layers.0.mlp.up_proj") && recipe.keeps("model.embed_tokens"));
+        let recipe = Recipe {
+            keep: vec!["lm_head".into(), "layers.0.".into(), "embedding".into()],
+            ..Recipe::default()
+        };
+        assert!(
+            recipe.keeps("lm_head")
+                && recipe.keeps("model.layers.0.mlp.up_proj")
+                && recipe.keeps("model.embed_tokens")
+        );
         assert!(!recipe.keeps("model.layers.10.mlp.up_proj"));
     }
 }

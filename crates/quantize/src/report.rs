@@ -72,7 +72,8 @@ pub struct InputReport {
 impl LayerReport {
     /// The report of one layer with a weight of this shape.
     pub fn new(site: &QuantizedSite, shape: [usize; 2]) -> Self {
-        let bits = site.stored.tensors(&site.name).iter().map(|(_, bytes)| 8 * bytes.len() as u64).sum::<u64>();
+        let bits =
+            site.stored.tensors(&site.name).iter().map(|(_, bytes)| 8 * bytes.len() as u64).sum::<u64>();
         let left_alone = if site.stored.weight.is_none() { 16 * (shape[0] * shape[1]) as u64 } else { 0 };
         let weight = site.stored.weight.as_ref().map(|w| WeightReport {
             scheme: w.scheme,
@@ -103,7 +104,11 @@ impl Report {
         let weights: usize = layers.iter().map(|l| l.shape[0] * l.shape[1]).sum();
         let bits: u64 = layers.iter().map(|l| l.bits).sum();
         // The embedding has no output of its own to compare.
-        let errors: Vec<f64> = layers.iter().filter(|l| l.input.is_some() || l.weight.is_some()).map(|l| l.relative_error).collect();
+        let errors: Vec<f64> = layers
+            .iter()
+            .filter(|l| l.input.is_some() || l.weight.is_some())
+            .map(|l| l.relative_error)
+            .collect();
         Self {
             halfbyte: env!("CARGO_PKG_VERSION").into(),
             recipe: recipe.clone(),

@@ -119,7 +119,9 @@ impl Store {
 }
 
 fn spill_error(doing: &str, e: &std::io::Error) -> QuantizeError {
-    QuantizeError::Spill(format!("{doing} calibration activations: {e}; is the disk of the output folder full?"))
+    QuantizeError::Spill(format!(
+        "{doing} calibration activations: {e}; is the disk of the output folder full?"
+    ))
 }
 
 /// A file that nobody else can open and that goes with the process: it is unlinked at once where the system allows.
@@ -149,7 +151,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         for place in [Place::Memory, Place::Folder(dir.path().into())] {
             let mut store = Store::new(&place, 3, &[2, 1]).unwrap();
-            let (a, b) = (Matrix::new(2, 3, vec![1., 2., 3., 4., 5., 6.]), Matrix::new(1, 3, vec![7., 8., 9.]));
+            let (a, b) =
+                (Matrix::new(2, 3, vec![1., 2., 3., 4., 5., 6.]), Matrix::new(1, 3, vec![7., 8., 9.]));
             store.put(1, b.clone()).unwrap();
             store.put(0, a.clone()).unwrap();
             assert_eq!((store.get(0).unwrap(), store.get(1).unwrap()), (a, b));

@@ -34,7 +34,12 @@ struct Stream<'a> {
 }
 
 impl<'a> Stream<'a> {
-    fn enter(block: &'a Block, rotary: &'a Rotary, place: &'a Place, mut hidden: Store) -> Result<Self, QuantizeError> {
+    fn enter(
+        block: &'a Block,
+        rotary: &'a Rotary,
+        place: &'a Place,
+        mut hidden: Store,
+    ) -> Result<Self, QuantizeError> {
         let rows = hidden.rows().to_vec();
         let mut carry = Store::new(place, hidden.channels(), &rows)?;
         let mut x = Store::new(place, block.spec.taps[0].channels(), &rows)?;
@@ -76,7 +81,8 @@ impl<'a> Stream<'a> {
                 Step::Tap(carry, _) => carry.0,
                 Step::Done(hidden) => hidden,
             };
-            let inverse = |row: &[f32]| (row.len() as f64 / sum_of_squares(row).max(f64::MIN_POSITIVE)) as f32;
+            let inverse =
+                |row: &[f32]| (row.len() as f64 / sum_of_squares(row).max(f64::MIN_POSITIVE)) as f32;
             weights.push(residual.data.chunks_exact(residual.cols).map(inverse).collect::<Vec<f32>>());
         }
         let count: usize = weights.iter().map(Vec::len).sum();
@@ -131,7 +137,12 @@ pub fn quantize_block(
 ///
 /// # Errors
 /// When a token is outside the vocabulary or a store cannot be written.
-pub fn embed(table: &Embedding, windows: &[Vec<u32>], hidden: usize, place: &Place) -> Result<Store, QuantizeError> {
+pub fn embed(
+    table: &Embedding,
+    windows: &[Vec<u32>],
+    hidden: usize,
+    place: &Place,
+) -> Result<Store, QuantizeError> {
     let rows: Vec<usize> = windows.iter().map(Vec::len).collect();
     let mut store = Store::new(place, hidden, &rows)?;
     for (i, window) in windows.iter().enumerate() {

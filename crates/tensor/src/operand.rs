@@ -78,7 +78,7 @@ impl<'a, T: Stored> Rows<'a, T> {
 
 impl<T: Stored> Operand for Rows<'_, T> {
     fn rows(&self) -> usize {
-        if self.stride == 0 { 0 } else { (self.data.len() + self.stride - self.depth) / self.stride }
+        (self.data.len() + self.stride - self.depth).checked_div(self.stride).unwrap_or(0)
     }
     fn depth(&self) -> usize {
         self.depth
@@ -111,7 +111,7 @@ impl Operand for Columns<'_> {
         self.rows
     }
     fn depth(&self) -> usize {
-        if self.stride == 0 { 0 } else { (self.data.len() + self.stride - self.rows) / self.stride }
+        (self.data.len() + self.stride - self.rows).checked_div(self.stride).unwrap_or(0)
     }
     fn read(&self, row: usize, from: usize, out: &mut [f32]) {
         for (k, o) in out.iter_mut().enumerate() {

@@ -17,8 +17,9 @@ pub(crate) fn run(args: &PlanArgs, every_layer: bool) -> anyhow::Result<()> {
     system::use_threads(args.machine.threads)?;
     let model = open_original(&args.model)?;
     let recipe = recipes::chosen(&args.recipe, &model.architecture)?;
+    let text_windows = args.calibration.calibration_windows;
     let options = PlanOptions {
-        windows: args.calibration.calibration_windows,
+        windows: text_windows + recipe.coverage_windows(text_windows),
         window: calibration_window(&args.calibration, &model)?,
         activation_memory: args.calibration.activation_memory,
     };

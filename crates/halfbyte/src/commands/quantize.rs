@@ -9,7 +9,7 @@ use crate::{recipes, system};
 use anyhow::Context;
 use halfbyte_checkpoint::require_space;
 use halfbyte_evaluate::read_text;
-use halfbyte_quantize::{Job, Plan, PlanOptions, calibration_windows};
+use halfbyte_quantize::{Job, Plan, PlanOptions, calibration_windows, partial_dir};
 use serde_json::json;
 use std::fmt::Write;
 use std::fs::{self, File, TryLockError};
@@ -28,8 +28,8 @@ pub(crate) fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
     let tokens = model.tokenizer()?.encode(&text)?;
     drop(text);
     let wanted = args.calibration.calibration_windows;
-    let windows =
-        calibration_windows(&tokens, window, wanted).with_context(|| args.text.display().to_string())?;
+    let windows = calibration_windows(&recipe, &tokens, model.architecture.vocabulary, window, wanted)
+        .with_context(|| args.text.display().to_string())?;
     info!(tokens = tokens.len(), windows = windows.len(), window, "calibration text tokenised");
     drop(tokens);
 
@@ -39,7 +39,8 @@ pub(crate) fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
     if !args.output.json {
         let mut text = headline(&plan)?;
         writeln!(text, "calibration    {} windows of {window} tokens", windows.len())?;
-        if windows.len() < wanted {
+        let drawn = recipe.coverage_windows(wanted);
+        if windows.len() < wanted + drawn {
             writeln!(
                 text,
                 "               (the text is too short for the {wanted} of --calibration-windows)"
@@ -115,14 +116,6 @@ fn require_space_for(plan: &Plan, out: &Path) -> anyhow::Result<()> {
     };
     let needed = (plan.output_bytes + plan.working_bytes).saturating_sub(there);
     require_space(&partial, needed).context("the run would not fit on the disk")
-}
-
-/// The working folder of a run, beside its output.
-fn partial_dir(out: &Path) -> anyhow::Result<PathBuf> {
-    let mut name =
-        out.file_name().with_context(|| format!("--out {} names no folder", out.display()))?.to_os_string();
-    name.push(".partial");
-    Ok(out.with_file_name(name))
 }
 
 /// Keeps two processes from the same working folder. The system lets go of it however the process ends.

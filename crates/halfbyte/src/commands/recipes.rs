@@ -63,6 +63,7 @@ const FIELDS: &[(&str, &str)] = &[
         "calibration",
         "inputs to calibrate on: full-precision (published), or sequential (what the quantized layers before give)",
     ),
+    ("coverage", "windows of tokens drawn from the vocabulary, as a share of those of the text"),
     (
         "token_weights",
         "whether a token's error counts less the larger the residual stream is that it is added to",

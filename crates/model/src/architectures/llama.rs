@@ -19,12 +19,20 @@ pub(super) fn describe(family: &str, config: &Config) -> Result<Architecture, Mo
         return Err(invalid("num_hidden_layers", format!("{layers} is more than 4096")));
     }
     if heads % kv_heads != 0 {
-        return Err(invalid("num_key_value_heads", format!("{kv_heads} does not divide the {heads} attention heads")));
+        return Err(invalid(
+            "num_key_value_heads",
+            format!("{kv_heads} does not divide the {heads} attention heads"),
+        ));
     }
     let head_dim = match config.size_or("head_dim")? {
         Some(dim) => dim,
         None if hidden % heads == 0 => hidden / heads,
-        None => return Err(invalid("num_attention_heads", format!("{heads} does not divide hidden_size {hidden}"))),
+        None => {
+            return Err(invalid(
+                "num_attention_heads",
+                format!("{heads} does not divide hidden_size {hidden}"),
+            ));
+        }
     };
     if head_dim % 2 != 0 {
         return Err(invalid("head_dim", format!("{head_dim} is odd, rotary embedding needs pairs")));
@@ -116,7 +124,8 @@ fn windows(family: &str, config: &Config, layers: usize) -> Result<Vec<Option<us
     let Some(window) = window.filter(|_| enabled) else { return Ok(vec![None; layers]) };
     if let Some(types) = config.get("layer_types") {
         let types = types.as_array().filter(|t| t.len() == layers);
-        let types = types.ok_or_else(|| invalid("layer_types", format!("not a list of {layers} layer types")))?;
+        let types =
+            types.ok_or_else(|| invalid("layer_types", format!("not a list of {layers} layer types")))?;
         return types
             .iter()
             .map(|t| match t.as_str() {

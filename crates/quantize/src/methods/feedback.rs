@@ -7,7 +7,9 @@
 
 use crate::QuantizeError;
 use halfbyte_formats::{Element, kernel};
-use halfbyte_tensor::{Columns, Matrix, Rows, cholesky_in_place, product_into, solve_lower, solve_lower_transposed};
+use halfbyte_tensor::{
+    Columns, Matrix, Rows, cholesky_in_place, product_into, solve_lower, solve_lower_transposed,
+};
 use rayon::prelude::*;
 
 /// Columns rounded between two matrix products.
@@ -84,10 +86,13 @@ pub(super) fn round(weight: &mut [f32], formats: &[(Element, f32)], factor: &Fac
     for from in (0..n).step_by(BLOCK) {
         let to = (from + BLOCK).min(n);
         let width = to - from;
-        let corner: Vec<f32> =
-            (from..to).flat_map(|k| (from..to).map(move |i| (k, i))).map(|(k, i)| factor.upper(k, i)).collect();
+        let corner: Vec<f32> = (from..to)
+            .flat_map(|k| (from..to).map(move |i| (k, i)))
+            .map(|(k, i)| factor.upper(k, i))
+            .collect();
         let mut errors = vec![0.0f32; rows * width];
-        let rows_of = pushed.data.par_chunks_mut(n).zip(weight.par_chunks_mut(n)).zip(errors.par_chunks_mut(width));
+        let rows_of =
+            pushed.data.par_chunks_mut(n).zip(weight.par_chunks_mut(n)).zip(errors.par_chunks_mut(width));
         rows_of.enumerate().for_each(|(r, ((pushed, w), errors))| {
             let (element, scale) = formats[r];
             for i in 0..width {
@@ -105,8 +110,10 @@ pub(super) fn round(weight: &mut [f32], formats: &[(Element, f32)], factor: &Fac
         });
         if to < n {
             // R[from..to, to..] as an operand: row i is column `to + i` of R.
-            let right: Vec<f32> =
-                (from..to).flat_map(|k| (to..n).map(move |i| (k, i))).map(|(k, i)| factor.upper(k, i)).collect();
+            let right: Vec<f32> = (from..to)
+                .flat_map(|k| (to..n).map(move |i| (k, i)))
+                .map(|(k, i)| factor.upper(k, i))
+                .collect();
             let stride = n;
             product_into(
                 &Rows::new(&errors, width),

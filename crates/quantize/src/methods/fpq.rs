@@ -8,10 +8,11 @@ use super::{Codes, Group, Solution, correct, feedback};
 use crate::QuantizeError;
 use crate::recipe::{First, Recipe, Search};
 use crate::search::{InputProblem, RowChoice, ShiftRule, WeightProblem, direct, search_input, search_weight};
-use crate::tap::{Moments, Sample, TapInputs};
+use crate::tap::{Moments, Sample, TapInputs, scale_rows};
 use halfbyte_formats::{Element, InputQuantizer, kernel};
 use halfbyte_tensor::{Columns, Matrix, Rows, product};
 use rayon::prelude::*;
+use std::borrow::Cow;
 
 pub(super) fn solve(
     inputs: &TapInputs,
@@ -72,7 +73,10 @@ impl GroupSearch<'_> {
         }
         let elements = recipe.elements(recipe.activation_bits);
         let weight = self.codes.as_ref().map_or(&self.group.weight, |c| &c.values);
-        let linear = self.input_linear(weight);
+        let full = &self.group.weight;
+        let factors = self.layer_factors();
+        let (weight, full) = (&balanced(weight, &factors), &balanced(full, &factors));
+        let linear = self.input_linear(weight, full);
         let problem = InputProblem {
             x: &self.sample.x,
             linear: linear.as_ref(),
@@ -83,7 +87,7 @@ impl GroupSearch<'_> {
         };
         let choices = if recipe.search == Search::Direct {
             let candidates = |element| problem.candidates(element, &recipe.activation_grid, recipe.shifts);
-            direct::search_input(self.inputs, weight, &self.group.weight, &elements, &candidates)?
+            direct::search_input(self.inputs, weight, full, &elements, &candidates)?
         } else {
             search_input(&problem, &elements, &recipe.activation_grid, recipe.shifts, recipe.exactness())
         };
@@ -92,14 +96,43 @@ impl GroupSearch<'_> {
         Ok(())
     }
 
+    /// For every row one over the root mean square of its layer's output, so that the layers that share an input each
+    /// count by their relative error: values would otherwise drown beside queries and keys.
+    fn layer_factors(&self) -> Vec<f32> {
+        let weight = &self.group.weight;
+        if self.group.rows.len() == 1 {
+            return vec![1.0; weight.rows];
+        }
+        let inputs = weight.cols;
+        let mut outputs = product(&Rows::new(&self.sample.x.data, inputs), &Rows::new(&weight.data, inputs));
+        if let Some(weights) = &self.sample.weights {
+            scale_rows(&mut outputs, weights);
+        }
+        let mut energy = vec![0.0f64; weight.rows];
+        for row in outputs.data.chunks_exact(weight.rows) {
+            energy.iter_mut().zip(row).for_each(|(e, v)| *e += f64::from(*v) * f64::from(*v));
+        }
+        let mut from = 0;
+        let mut factors = Vec::with_capacity(weight.rows);
+        for &rows in &self.group.rows {
+            let total: f64 = energy[from..from + rows].iter().sum();
+            factors.extend(std::iter::repeat_n(
+                if total > 0.0 { total.sqrt().recip() as f32 } else { 1.0 },
+                rows,
+            ));
+            from += rows;
+        }
+        factors
+    }
+
     /// `P = (X Ŵᵀ − X Wᵀ) Ŵ` over the sample, `[tokens, inputs]`; `None` while Ŵ is W.
-    fn input_linear(&self, weight: &Matrix) -> Option<Matrix> {
+    fn input_linear(&self, weight: &Matrix, full: &Matrix) -> Option<Matrix> {
         self.codes.as_ref()?;
         let inputs = weight.cols;
-        let output = |x: &Matrix, w: &Matrix| product(&Rows::new(&x.data, inputs), &Rows::new(&w.data, inputs));
-        let mut residual = output(&self.sample.x, weight);
-        let wanted = output(&self.sample.x, &self.group.weight);
-        residual.data.iter_mut().zip(&wanted.data).for_each(|(r, w)| *r -= w);
+        let output =
+            |w: &Matrix| product(&Rows::new(&self.sample.x.data, inputs), &Rows::new(&w.data, inputs));
+        let mut residual = output(weight);
+        residual.data.iter_mut().zip(&output(full).data).for_each(|(r, w)| *r -= w);
         Some(product(&Rows::new(&residual.data, weight.rows), &Columns::new(&weight.data, inputs, inputs)))
     }
 
@@ -111,7 +144,13 @@ impl GroupSearch<'_> {
         let elements = recipe.elements(recipe.weight_bits);
         if recipe.search == Search::Direct {
             let full = &self.group.weight;
-            let choices = direct::search_weight(self.inputs, self.input.as_ref(), full, &elements, &recipe.weight_grid)?;
+            let choices = direct::search_weight(
+                self.inputs,
+                self.input.as_ref(),
+                full,
+                &elements,
+                &recipe.weight_grid,
+            )?;
             let formats = best_formats(&choices, &self.group.rows);
             let mut values = full.clone();
             round_nearest(&mut values.data, full.cols, &row_formats(&formats));
@@ -135,9 +174,9 @@ impl GroupSearch<'_> {
         let piece = inputs * (PIECE_BYTES / (4 * inputs)).max(1);
         let mut choices: Vec<RowChoice> = Vec::new();
         for rows in values.data.chunks_mut(piece) {
-            let mut linear = difference.as_ref().map(|d| {
-                product(&Rows::new(rows, inputs), &Columns::new(d, inputs, inputs))
-            });
+            let mut linear = difference
+                .as_ref()
+                .map(|d| product(&Rows::new(rows, inputs), &Columns::new(d, inputs, inputs)));
             if recipe.correct
                 && let (Some(factor), Some(linear)) = (&factor, &mut linear)
             {
@@ -165,13 +204,30 @@ impl GroupSearch<'_> {
     }
 }
 
+/// Rows multiplied by their factors.
+fn balanced<'a>(weight: &'a Matrix, factors: &[f32]) -> Cow<'a, Matrix> {
+    if factors.iter().all(|&f| f == 1.0) {
+        return Cow::Borrowed(weight);
+    }
+    let mut scaled = weight.clone();
+    scaled
+        .data
+        .chunks_exact_mut(weight.cols)
+        .zip(factors)
+        .for_each(|(row, f)| row.iter_mut().for_each(|v| *v *= f));
+    Cow::Owned(scaled)
+}
+
 /// Format and scale of every row.
 fn row_formats(formats: &[(Element, Vec<f32>)]) -> Vec<(Element, f32)> {
     formats.iter().flat_map(|(e, scales)| scales.iter().map(|s| (*e, *s))).collect()
 }
 
 fn round_nearest(values: &mut [f32], inputs: usize, formats: &[(Element, f32)]) {
-    values.par_chunks_mut(inputs).zip(formats).for_each(|(row, f)| kernel::fake_quantize_in_place(f.0, f.1, row));
+    values
+        .par_chunks_mut(inputs)
+        .zip(formats)
+        .for_each(|(row, f)| kernel::fake_quantize_in_place(f.0, f.1, row));
 }
 
 /// For every layer the format with the least total error over its rows, and the scales of those rows.

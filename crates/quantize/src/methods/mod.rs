@@ -142,7 +142,7 @@ fn finish(
                 Some(QuantizedMatrix::quantize_with_scales(name, values, rows, inputs, scheme, scales, 1.0)?)
             }
         };
-        let count = wanted.data.len().max(1) as f64;
+        let count = (sample.tokens * wanted.cols).max(1) as f64;
         results.push(SiteResult {
             weight,
             input: solution.input.clone(),

@@ -22,7 +22,8 @@ pub fn search_weight(
     let base: Vec<f32> = (0..weight.rows).map(|r| kernel::max_abs(weight.row(r))).collect();
     let mut choices = Vec::new();
     for &element in elements {
-        let mut best = RowChoice { element, scales: vec![1.0; weight.rows], errors: vec![f64::INFINITY; weight.rows] };
+        let mut best =
+            RowChoice { element, scales: vec![1.0; weight.rows], errors: vec![f64::INFINITY; weight.rows] };
         for factor in grid.factors() {
             let scales: Vec<f32> =
                 base.iter().map(|&max| grid.scale(element, factor, element.scale_from_max(max))).collect();

@@ -131,7 +131,9 @@ fn by_error(problem: &InputProblem, form: &Form, element: Element, grid: &Grid) 
     let tensor_steps = octaves * LATTICE;
     let max_shift = usize::from(problem.max_shift);
     let lattice: Vec<f32> = (0..=tensor_steps + max_shift * LATTICE)
-        .map(|i| (f64::from(top) * (-(i as f64) / LATTICE as f64).exp2()).max(f64::from(f32::MIN_POSITIVE)) as f32)
+        .map(|i| {
+            (f64::from(top) * (-(i as f64) / LATTICE as f64).exp2()).max(f64::from(f32::MIN_POSITIVE)) as f32
+        })
         .collect();
     // errors[j][i]: channel j at lattice scale i.
     let errors: Vec<Vec<f64>> = (0..problem.x.cols)
@@ -226,11 +228,13 @@ impl Form {
     fn error(&self, problem: &InputProblem, q: &InputQuantizer) -> f64 {
         let inputs = problem.x.cols;
         let mut d = problem.x.data.clone();
-        d.par_chunks_mut(inputs).zip(problem.x.data.par_chunks(inputs)).enumerate().for_each(|(t, (d, x))| {
-            q.apply(d);
-            let factor = problem.token_weights.map_or(1.0, |w| w[t].sqrt());
-            d.iter_mut().zip(x).for_each(|(d, x)| *d = (*d - x) * factor);
-        });
+        d.par_chunks_mut(inputs).zip(problem.x.data.par_chunks(inputs)).enumerate().for_each(
+            |(t, (d, x))| {
+                q.apply(d);
+                let factor = problem.token_weights.map_or(1.0, |w| w[t].sqrt());
+                d.iter_mut().zip(x).for_each(|(d, x)| *d = (*d - x) * factor);
+            },
+        );
         let rows = Rows::new(&d, inputs);
         let square = match &self.gram {
             Some(g) => dot(&product(&rows, &Rows::new(g, inputs)).data, &d),
@@ -239,7 +243,9 @@ impl Form {
         let cross = |p: &Matrix| match problem.token_weights {
             None => dot(&d, &p.data),
             // D already has the root of the weight once.
-            Some(w) => (0..p.rows).map(|t| f64::from(w[t].sqrt()) * dot(&d[t * inputs..][..inputs], p.row(t))).sum(),
+            Some(w) => {
+                (0..p.rows).map(|t| f64::from(w[t].sqrt()) * dot(&d[t * inputs..][..inputs], p.row(t))).sum()
+            }
         };
         square + problem.linear.map_or(0.0, |p| 2.0 * cross(p))
     }
