@@ -8,17 +8,17 @@ cores. Every figure is kept in --state as soon as it is there; run it again to g
 import argparse, json, os, pathlib, subprocess, tempfile
 
 ASSETS = pathlib.Path(os.environ.get("HALFBYTE_ASSETS", "../shared"))
-METHODS = ["minmax-int", "minmax-fp", "fpq-baseline", "fpq-published", "fpq"]
-MODES = ["full-precision", "sequential"]
+METHODS = ["fpq", "fpq-published", "fpq-baseline", "minmax-fp", "minmax-int"]
+MODES = ["sequential", "full-precision"]
 MODELS = {
     "stories260K": dict(
         calibration="data/tinystories_valid_subset.txt", window=128, windows=16,
         text="data/tinystories_valid_subset.txt", evaluate=["--window", "128", "--windows", "60", "--skip-tokens", "7768"],
-        options=["--coverage", "0"], widths=["linear layers", "16/4/4", "4/4/4"]),
+        options=["--coverage", "0"], widths=["linear layers", "4/4/4", "16/4/4"]),
     "SmolLM2": dict(
         calibration="data/calibration/coqa_stories.txt", window=512, windows=16,
         text="data/wikitext2-test.txt", evaluate=["--window", "2048", "--windows", "16"],
-        options=[], widths=["16/4/4", "4/4/4"]),
+        options=[], widths=["4/4/4", "16/4/4"]),
 }
 # Columns of the tables and their options of `halfbyte quantize`; a/b/c are the bits of embedding, weights and inputs.
 WIDTHS = {"linear layers": ["--keep", "lm_head,embedding"], "16/4/4": ["--keep", "embedding"], "4/4/4": []}
@@ -64,8 +64,8 @@ def main():
 
         full = figure(f"{model} full precision", lambda: evaluate(folders[model]))
         rows = []
-        for mode in MODES:
-            for width in how["widths"]:
+        for width in how["widths"]:
+            for mode in MODES:
                 options = WIDTHS[width] + how["options"]
                 for method in METHODS:
                     rows.append(((method, mode, width), figure(

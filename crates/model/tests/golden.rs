@@ -1,5 +1,7 @@
 //! Logits against PyPI `transformers`, from files that `tests/python/model_golden.py` wrote.
 
+#![allow(clippy::unwrap_used)]
+
 use halfbyte_checkpoint::{RawTensor, SafetensorsFile};
 use halfbyte_model::Model;
 use halfbyte_tensor::{Matrix, log_sum_exp};

@@ -35,6 +35,8 @@ mod cost {
     pub(super) const SAMPLE_COPIES: u64 = 5;
     /// Outputs of the sample `[tokens, outputs]` that are compared.
     pub(super) const SAMPLE_OUTPUTS: u64 = 2;
+    /// Output channels compared at a time (as in `methods`).
+    pub(super) const COMPARED_ROWS: u64 = 2048;
     /// Copies of one window `[tokens, widest]` in a forward pass: input, quantized input, outputs.
     pub(super) const FORWARD_COPIES: u64 = 4;
     /// Copies of the embedding table in f32 while it is quantized: values, decoded codes.
@@ -395,7 +397,7 @@ impl Shape<'_> {
         let sample = self.sample();
         let copies = if fpq { cost::SAMPLE_COPIES } else { 1 };
         terms.push(("sample of inputs", copies * 4 * sample * k));
-        terms.push(("sample of outputs", cost::SAMPLE_OUTPUTS * 4 * sample * group));
+        terms.push(("sample of outputs", cost::SAMPLE_OUTPUTS * 4 * sample * group.min(cost::COMPARED_ROWS)));
     }
 
     fn work(&self, embedding: bool) -> Work {

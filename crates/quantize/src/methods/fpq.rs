@@ -4,13 +4,13 @@
 //! One objective throughout: the squared error of the layers' output against the full-precision output, in the forms
 //! of `search::weight` and `search::input`, which need the tokens only for second moments.
 
-use super::{Codes, Group, Solution, correct, feedback};
+use super::{COMPARED_ROWS, Codes, Group, Solution, correct, feedback};
 use crate::QuantizeError;
 use crate::recipe::{First, Recipe, Search};
 use crate::search::{InputProblem, RowChoice, ShiftRule, WeightProblem, direct, search_input, search_weight};
 use crate::tap::{Moments, Sample, TapInputs, scale_rows};
 use halfbyte_formats::{Element, InputQuantizer, kernel};
-use halfbyte_tensor::{Columns, Matrix, Rows, product};
+use halfbyte_tensor::{Columns, Matrix, Rows, product, product_into};
 use rayon::prelude::*;
 use std::borrow::Cow;
 
@@ -129,11 +129,17 @@ impl GroupSearch<'_> {
     fn input_linear(&self, weight: &Matrix, full: &Matrix) -> Option<Matrix> {
         self.codes.as_ref()?;
         let inputs = weight.cols;
-        let output =
-            |w: &Matrix| product(&Rows::new(&self.sample.x.data, inputs), &Rows::new(&w.data, inputs));
-        let mut residual = output(weight);
-        residual.data.iter_mut().zip(&output(full).data).for_each(|(r, w)| *r -= w);
-        Some(product(&Rows::new(&residual.data, weight.rows), &Columns::new(&weight.data, inputs, inputs)))
+        let x = Rows::new(&self.sample.x.data, inputs);
+        let mut linear = Matrix::zeros(self.sample.x.rows, inputs);
+        let piece = COMPARED_ROWS * inputs;
+        for (weight, full) in weight.data.chunks(piece).zip(full.data.chunks(piece)) {
+            let mut residual = product(&x, &Rows::new(weight, inputs));
+            let wanted = product(&x, &Rows::new(full, inputs));
+            residual.data.iter_mut().zip(&wanted.data).for_each(|(r, w)| *r -= w);
+            let columns = Columns::new(weight, inputs, inputs);
+            product_into(&Rows::new(&residual.data, residual.cols), &columns, &mut linear.data, inputs);
+        }
+        Some(linear)
     }
 
     fn search_weight(&mut self) -> Result<(), QuantizeError> {

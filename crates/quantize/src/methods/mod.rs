@@ -125,13 +125,7 @@ fn finish(
         from += group.rows[i];
         let full = &group.weight.data[span.clone()];
         let values = solution.codes.as_ref().map_or(full, |c| &c.values.data[span]);
-        let mut wanted = product(&Rows::new(&sample.x.data, inputs), &Rows::new(full, inputs));
-        let mut got = product(&Rows::new(&seen.data, inputs), &Rows::new(values, inputs));
-        got.data.iter_mut().zip(&wanted.data).for_each(|(g, w)| *g -= w);
-        if let Some(weights) = &sample.weights {
-            scale_rows(&mut got, weights);
-            scale_rows(&mut wanted, weights);
-        }
+        let (error, signal) = output_error(sample, &seen, full, values, inputs);
         let weight = match &solution.codes {
             None => None,
             Some(codes) => {
@@ -142,13 +136,31 @@ fn finish(
                 Some(QuantizedMatrix::quantize_with_scales(name, values, rows, inputs, scheme, scales, 1.0)?)
             }
         };
-        let count = (sample.tokens * wanted.cols).max(1) as f64;
-        results.push(SiteResult {
-            weight,
-            input: solution.input.clone(),
-            error: sum_of_squares(&got.data) / count,
-            signal: sum_of_squares(&wanted.data) / count,
-        });
+        results.push(SiteResult { weight, input: solution.input.clone(), error, signal });
     }
     Ok(())
+}
+
+/// Rows of a weight whose outputs are compared at a time: an output layer's for all tokens would be the largest matrix of
+/// the run.
+const COMPARED_ROWS: usize = 2048;
+
+/// Mean squared error of the quantized layer's output over the sample, `seen` being the quantized inputs, and mean square
+/// of the full-precision output.
+fn output_error(sample: &Sample, seen: &Matrix, full: &[f32], values: &[f32], inputs: usize) -> (f64, f64) {
+    let (mut error, mut signal) = (0.0, 0.0);
+    let piece = COMPARED_ROWS * inputs;
+    for (full, values) in full.chunks(piece).zip(values.chunks(piece)) {
+        let mut wanted = product(&Rows::new(&sample.x.data, inputs), &Rows::new(full, inputs));
+        let mut got = product(&Rows::new(&seen.data, inputs), &Rows::new(values, inputs));
+        got.data.iter_mut().zip(&wanted.data).for_each(|(g, w)| *g -= w);
+        if let Some(weights) = &sample.weights {
+            scale_rows(&mut got, weights);
+            scale_rows(&mut wanted, weights);
+        }
+        error += sum_of_squares(&got.data);
+        signal += sum_of_squares(&wanted.data);
+    }
+    let count = (sample.tokens * (full.len() / inputs)).max(1) as f64;
+    (error / count, signal / count)
 }
