@@ -35,16 +35,18 @@ def main():
     parser.add_argument("--smollm2", default="target/smollm2", help="the folder that smollm2_to_hf.py writes")
     parser.add_argument("--state", default="target/results.json", type=pathlib.Path)
     parser.add_argument("--only", help="one model")
+    parser.add_argument("--cells", nargs=3, action="append", metavar=("METHOD", "MODE", "WIDTH"),
+                        help="measure only these cells now (may be repeated); others show what --state has")
     args = parser.parse_args()
     folders = {"stories260K": ASSETS / "models/stories260K", "SmolLM2": pathlib.Path(args.smollm2)}
     state = json.loads(args.state.read_text()) if args.state.exists() else {}
 
-    def figure(key, measure):
-        if key not in state:
+    def figure(key, measure, wanted=True):
+        if key not in state and wanted:
             state[key] = measure()
             args.state.write_text(json.dumps(state, indent=1))
             print("#", key, state[key], flush=True)
-        return state[key]
+        return state.get(key)
 
     for model, how in MODELS.items():
         if args.only not in (None, model):
@@ -63,21 +65,21 @@ def main():
                 return {"perplexity": evaluate(out)} | {k: cost[k] for k in keys}
 
         full = figure(f"{model} full precision", lambda: evaluate(folders[model]))
-        rows = []
+        found = {}
         for width in how["widths"]:
             for mode in MODES:
                 options = WIDTHS[width] + how["options"]
                 for method in METHODS:
-                    rows.append(((method, mode, width), figure(
-                        f"{model} {method} {mode} {width}", lambda: quantized(method, mode, options))))
+                    wanted = args.cells is None or [method, mode, width] in args.cells
+                    found[method, mode, width] = figure(
+                        f"{model} {method} {mode} {width}", lambda: quantized(method, mode, options), wanted)
         print(f"\n{model}, full precision {full:.3f}\n")
         print("| method | calibrated on | " + " | ".join(how["widths"]) + " |")
         print("|---|---|" + "---|" * len(how["widths"]))
-        found = dict(rows)
         for method in METHODS:
             for mode in MODES:
-                cells = [f"{found[method, mode, w]['perplexity']:,.2f}" for w in how["widths"]]
-                print(f"| {method} | {mode} | " + " | ".join(cells) + " |")
+                cells = [found[method, mode, w] for w in how["widths"]]
+                print(f"| {method} | {mode} | " + " | ".join(f"{c['perplexity']:,.2f}" if c else "–" for c in cells) + " |")
 
 
 if __name__ == "__main__":

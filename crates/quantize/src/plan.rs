@@ -5,7 +5,7 @@
 
 use crate::job::activation_bytes;
 use crate::recipe::{Method, Recipe};
-use crate::search::ShiftRule;
+use crate::search::{ShiftRule, lattice_steps};
 use halfbyte_checkpoint::CheckpointError;
 use halfbyte_formats::{Element, kernel, pack};
 use halfbyte_model::{Architecture, BlockSpec, Model, Site};
@@ -15,7 +15,7 @@ use std::time::Instant;
 /// Constants of the memory and time models, fitted to measured runs.
 mod cost {
     /// Program, threads, allocator, and what the tokenizer leaves behind.
-    pub(super) const PROCESS: u64 = 24 << 20;
+    pub(super) const PROCESS: u64 = 12 << 20;
     /// Copies of one group's weights in f32 that the FPQ search holds beside the weights themselves: the values being
     /// chosen.
     pub(super) const SEARCH_COPIES: u64 = 1;
@@ -43,8 +43,6 @@ mod cost {
     pub(super) const EMBEDDING_COPIES: u64 = 2;
     /// Windows of activations in memory when they are kept in files.
     pub(super) const SPILL_WINDOWS: u64 = 2;
-    /// Steps of the lattice of scales that shifts by error are measured on (see `search::input`).
-    pub(super) const LATTICE_STEPS: f64 = 100.0;
     /// Share of the measured speed of a large product that the products of a run reach.
     pub(super) const PRODUCT_EFFICIENCY: f64 = 0.7;
 }
@@ -440,7 +438,11 @@ impl Shape<'_> {
         if recipe.activation_bits < 16 {
             let formats = Element::searched(recipe.activation_bits).len() as f64;
             let lattice = recipe.shifts == ShiftRule::Error;
-            let candidates = if lattice { cost::LATTICE_STEPS } else { recipe.activation_grid.steps as f64 };
+            let candidates = if lattice {
+                lattice_steps(&recipe.activation_grid, recipe.max_shift) as f64
+            } else {
+                recipe.activation_grid.steps as f64
+            };
             let narrow = n.min(k);
             work.multiply_adds += times * (n * k * k + 3.0 * sample * n * k);
             work.multiply_adds += times * formats * scored(candidates) * sample * k * narrow;

@@ -122,15 +122,23 @@ fn by_maximum(problem: &InputProblem, element: Element, grid: &Grid, rule: Shift
 /// Steps an octave of the lattice of scales on which [`by_error`] measures every channel.
 const LATTICE: usize = 8;
 
+/// Scales on which [`ShiftRule::Error`] measures every channel, for a grid of tensor-wise scales and a largest shift.
+pub fn lattice_steps(grid: &Grid, max_shift: u8) -> usize {
+    (grid_octaves(grid) + usize::from(max_shift)) * LATTICE + 1
+}
+
+fn grid_octaves(grid: &Grid) -> usize {
+    f64::from(grid.high / grid.low).log2().ceil().max(1.0) as usize
+}
+
 /// Candidates whose shifts have the least error channel by channel. Scales lie on a lattice of eight to the octave, so
 /// that a channel's error at tensor scale `s` and shift `k` is the one at scale `s · 2^(−k)`: each is measured once.
 fn by_error(problem: &InputProblem, form: &Form, element: Element, grid: &Grid) -> Vec<Candidate> {
     let largest = problem.channel_max.iter().copied().fold(0.0f32, f32::max);
     let top = element.scale_from_max(largest) * grid.high;
-    let octaves = f64::from(grid.high / grid.low).log2().ceil().max(1.0) as usize;
-    let tensor_steps = octaves * LATTICE;
+    let tensor_steps = grid_octaves(grid) * LATTICE;
     let max_shift = usize::from(problem.max_shift);
-    let lattice: Vec<f32> = (0..=tensor_steps + max_shift * LATTICE)
+    let lattice: Vec<f32> = (0..lattice_steps(grid, problem.max_shift))
         .map(|i| {
             (f64::from(top) * (-(i as f64) / LATTICE as f64).exp2()).max(f64::from(f32::MIN_POSITIVE)) as f32
         })

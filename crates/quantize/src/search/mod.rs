@@ -6,7 +6,7 @@ mod input;
 mod weight;
 
 pub use grid::{Grid, GridKind};
-pub use input::{InputChoice, InputProblem, ShiftRule, search_input};
+pub use input::{InputChoice, InputProblem, ShiftRule, lattice_steps, search_input};
 pub use weight::{RowChoice, WeightProblem, search_weight};
 
 /// How many candidates are scored by the full quadratic form.
