@@ -83,7 +83,7 @@ pub struct Recipe {
     pub correct: bool,
     /// Whether the error of each rounded column is fed back into those after it (GPTQ, arXiv 2210.17323).
     pub feedback: bool,
-    /// Damping of correction and feedback, relative to the mean of the Gram matrix's diagonal.
+    /// Damping of correction and feedback, relative to the Gram matrix's diagonal.
     pub damping: f32,
     /// Rounds of coordinate descent.
     pub rounds: usize,
@@ -99,7 +99,7 @@ pub struct Recipe {
     pub finalists: usize,
     /// Tokens that the search for an input's quantizer looks at.
     pub sample_tokens: usize,
-    /// Seed of that sample.
+    /// Seed of that sample and of the coverage windows.
     pub seed: u64,
 }
 

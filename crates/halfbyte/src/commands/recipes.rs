@@ -73,7 +73,7 @@ const FIELDS: &[(&str, &str)] = &[
     ("share_input", "one input quantizer for the layers that share an input (q/k/v, gate/up)"),
     ("correct", "first correct the weights for the error of their quantized inputs"),
     ("feedback", "feed each column's rounding error back into those after it (GPTQ)"),
-    ("damping", "of correction and feedback, relative to the mean second moment"),
+    ("damping", "of correction and feedback, relative to each channel's second moment"),
     ("rounds", "of the search, 1 to 100"),
     ("first", "what a round begins with: weight (published) or input"),
     (
@@ -82,7 +82,7 @@ const FIELDS: &[(&str, &str)] = &[
     ),
     ("finalists", "candidates scored fully when ranked"),
     ("sample_tokens", "tokens that the search for an input's quantizer looks at"),
-    ("seed", "of that sample"),
+    ("seed", "of that sample and of the coverage windows"),
     ("[weight_grid]", "candidates for the scale of a weight row; kind: bias (published) or maxval"),
     ("[activation_grid]", "candidates for the scale of an input"),
 ];
