@@ -53,7 +53,10 @@ fn the_demo_compares_every_method() {
     {
         assert!(perplexity(recipe) > perplexity("full-precision"), "{recipe}");
     }
-    assert!(perplexity("fpq-w4a4") < perplexity("minmax-fp-w4a4"));
+    assert!(perplexity("fpq-w4a4") < perplexity("fpq-published-w4a4"));
+    assert!(perplexity("fpq-published-w4a4") < perplexity("minmax-fp-w4a4"));
+    // What the authors' code reaches on this model and text, with 17 levels where we have 15.
+    assert!(perplexity("fpq-w4a4") <= 8.29, "{}", perplexity("fpq-w4a4"));
 }
 
 #[test]
@@ -99,6 +102,11 @@ fn the_plan_is_what_quantize_does() {
         let plan = finish(&mut plan).json();
         let done = finish(scratch.quantize(recipe, 1).args(options)).json();
         assert_eq!(plan["output_bytes"], done["output_bytes"], "{recipe} {options:?}");
+        // Loose: on so small a model the program itself is most of it, and differs with the system.
+        if let Some(peak) = done["peak_rss_bytes"].as_f64() {
+            let ratio = peak / done["peak_memory_predicted_bytes"].as_f64().unwrap();
+            assert!((0.5..2.0).contains(&ratio), "{recipe} {options:?}: {ratio} of the predicted memory");
+        }
         let bits = |v: &Value| v["bits_per_weight"].as_f64().unwrap();
         assert!(
             (bits(&plan) - bits(&done)).abs() < 1e-9,

@@ -4,7 +4,7 @@
 //! time a count of its operations at a speed measured on this machine; their constants are in [`cost`].
 
 use crate::job::activation_bytes;
-use crate::recipe::{Method, Recipe};
+use crate::recipe::{First, Method, Recipe};
 use crate::search::{ShiftRule, lattice_steps};
 use halfbyte_checkpoint::CheckpointError;
 use halfbyte_formats::{Element, kernel, pack};
@@ -14,27 +14,27 @@ use std::time::Instant;
 
 /// Constants of the memory and time models, fitted to measured runs.
 mod cost {
-    /// Program, threads, allocator, and what the tokenizer leaves behind.
+    /// Program, threads and allocator.
     pub(super) const PROCESS: u64 = 12 << 20;
-    /// Copies of one group's weights in f32 that the FPQ search holds beside the weights themselves: the values being
-    /// chosen.
-    pub(super) const SEARCH_COPIES: u64 = 1;
+    /// Bytes that the tokenizer takes for a byte of tokenizer.json.
+    pub(super) const TOKENIZER: u64 = 16;
     /// Temporaries of the FPQ search over a piece of a group's rows: linear term, its permuted solution, errors of a
     /// candidate, their product with the Gram matrix.
     pub(super) const PIECE_BUFFERS: u64 = 4;
     /// Bytes of such a piece at most (as in `methods::fpq`).
     pub(super) const PIECE_BYTES: u64 = 16 << 20;
-    /// The same for MinMax.
-    pub(super) const MINMAX_COPIES: u64 = 1;
     /// Matrices `[inputs, inputs]` of a group: Gram, its difference from the cross moments, and its factor.
     pub(super) const GRAMS: u64 = 3;
     /// Without correction or feedback, and where inputs are as wanted, the Gram matrix alone.
     pub(super) const GRAMS_PLAIN: u64 = 1;
-    /// Copies of the sample `[tokens, inputs]` in the search of an input: the sample and its transpose, the linear
-    /// term and its transpose, the error of a candidate.
-    pub(super) const SAMPLE_COPIES: u64 = 5;
-    /// Outputs of the sample `[tokens, outputs]` that are compared.
-    pub(super) const SAMPLE_OUTPUTS: u64 = 2;
+    /// Copies of the sample `[tokens, inputs]` in the search of an input: the sample, its transpose, the error of a
+    /// candidate.
+    pub(super) const SAMPLE_COPIES: u64 = 3;
+    /// And, once there are quantized weights, the linear term and its transpose.
+    pub(super) const LINEAR_COPIES: u64 = 2;
+    /// Outputs of the sample `[tokens, outputs]` and its inputs `[tokens, inputs]` that are compared.
+    pub(super) const COMPARED_OUTPUTS: u64 = 2;
+    pub(super) const COMPARED_INPUTS: u64 = 2;
     /// Output channels compared at a time (as in `methods`).
     pub(super) const COMPARED_ROWS: u64 = 2048;
     /// Copies of one window `[tokens, widest]` in a forward pass: input, quantized input, outputs.
@@ -319,7 +319,7 @@ impl Shape<'_> {
         if !self.recipe.keeps(&a.head.name) {
             let table = a.embedding.trim_end_matches(".weight");
             let name = if a.tied { table } else { &a.head.name };
-            let mut terms = vec![("process", cost::PROCESS), ("stored weights", self.stored_weight(name)?)];
+            let mut terms = vec![("process", self.process()), ("stored weights", self.stored_weight(name)?)];
             terms.push(("activations", self.in_memory(a.hidden as u64)));
             self.search_terms(std::slice::from_ref(&a.head), &mut terms);
             moments.push(Memory { moment: "output layer".into(), terms });
@@ -332,7 +332,7 @@ impl Shape<'_> {
         let a = self.architecture();
         let elements = (a.vocabulary * a.hidden) as u64;
         let stored = self.stored_weight(a.embedding.trim_end_matches(".weight"))?;
-        let mut terms = vec![("process", cost::PROCESS), ("embedding table", stored)];
+        let mut terms = vec![("process", self.process()), ("embedding table", stored)];
         if coded {
             terms.push(("embedding copies", cost::EMBEDDING_COPIES * 4 * elements));
             terms.push(("codes", elements * u64::from(self.recipe.embedding_bits) / 8));
@@ -352,7 +352,7 @@ impl Shape<'_> {
         let done: u64 =
             block.taps[..tap].iter().flat_map(|t| &t.sites).map(|s| (s.outputs * s.inputs) as u64).sum();
         let mut terms = vec![
-            ("process", cost::PROCESS),
+            ("process", self.process()),
             ("stored weights", stored),
             ("codes", done * u64::from(self.recipe.weight_bits.min(8)) / 8),
         ];
@@ -368,34 +368,44 @@ impl Shape<'_> {
         let k = channels as u64;
         let outputs: u64 = sites.iter().map(|s| s.outputs as u64).sum();
         let widest = outputs.max(k).min(4 * self.architecture().hidden.max(channels) as u64);
-        terms.push(("forward pass", cost::FORWARD_COPIES * 4 * self.options.window as u64 * widest));
+        let forward = cost::FORWARD_COPIES * 4 * self.options.window as u64 * widest;
         let chosen: Vec<u64> =
             sites.iter().filter(|s| !self.recipe.keeps(&s.name)).map(|s| s.outputs as u64).collect();
         if chosen.is_empty() {
+            terms.push(("forward pass", forward));
             return;
         }
         let all: u64 = chosen.iter().sum();
         let group = if self.recipe.share_input { all } else { chosen.iter().copied().max().unwrap_or(0) };
-        terms.push(("weights in f32", 4 * all * k));
-        let fpq = self.recipe.method == Method::Fpq;
         let weights = 4 * group * k;
-        terms.push(match fpq {
-            true => {
-                let pieces = cost::PIECE_BUFFERS * weights.min(cost::PIECE_BYTES);
-                ("search of weights", cost::SEARCH_COPIES * weights + pieces)
-            }
-            false => ("search of weights", cost::MINMAX_COPIES * weights),
-        });
-        if fpq && self.recipe.weight_bits < 16 {
-            let solves = self.recipe.correct || self.recipe.feedback;
-            let cross = self.recipe.activation_bits < 16;
-            let grams = if solves || cross { cost::GRAMS } else { cost::GRAMS_PLAIN };
-            terms.push(("second moments", grams * 4 * k * k));
-        }
+        terms.push(("weights in f32", 4 * all * k));
+        terms.push(("values chosen", weights));
+        // Then one of three: the forward pass to the tap, the search, or the comparison of outputs and packing.
         let sample = self.sample();
-        let copies = if fpq { cost::SAMPLE_COPIES } else { 1 };
-        terms.push(("sample of inputs", copies * 4 * sample * k));
-        terms.push(("sample of outputs", cost::SAMPLE_OUTPUTS * 4 * sample * group.min(cost::COMPARED_ROWS)));
+        let packing = cost::COMPARED_INPUTS * 4 * sample * k
+            + cost::COMPARED_OUTPUTS * 4 * sample * group.min(cost::COMPARED_ROWS)
+            + group * k * u64::from(self.recipe.weight_bits.min(8)) / 8;
+        let mut search = 0;
+        if self.recipe.method == Method::Fpq {
+            let linear = self.recipe.first == First::Weight || self.recipe.rounds > 1;
+            let copies = cost::SAMPLE_COPIES + if linear { cost::LINEAR_COPIES } else { 0 };
+            search += copies * 4 * sample * k;
+            search += cost::PIECE_BUFFERS * weights.min(cost::PIECE_BYTES);
+            if self.recipe.weight_bits < 16 {
+                let solves = self.recipe.correct || self.recipe.feedback;
+                let cross = self.recipe.activation_bits < 16;
+                let grams = if solves || cross { cost::GRAMS } else { cost::GRAMS_PLAIN };
+                search += grams * 4 * k * k;
+            }
+        }
+        let largest = [("forward pass", forward), ("search", search), ("compare and pack", packing)];
+        terms.extend(largest.into_iter().max_by_key(|t| t.1));
+    }
+
+    /// What every moment has: the program, and the tokenizer that stays from reading the text.
+    fn process(&self) -> u64 {
+        let tokenizer = self.model.checkpoint.dir().join("tokenizer.json");
+        cost::PROCESS + cost::TOKENIZER * std::fs::metadata(tokenizer).map_or(0, |m| m.len())
     }
 
     fn work(&self, embedding: bool) -> Work {

@@ -1,0 +1,101 @@
+//! Every supported family goes through the same driver: at 8 bits the quantized network is close to the original, and
+//! what is kept stays as it was.
+#![allow(clippy::unwrap_used)]
+
+use halfbyte_model::Model;
+use halfbyte_quantize::{Job, Progress, Recipe, quantize};
+use halfbyte_tensor::Matrix;
+use std::path::{Path, PathBuf};
+
+struct Silent;
+
+impl Progress for Silent {
+    fn begin(&mut self, _: usize, _: usize) {}
+    fn advance(&mut self, _: usize) {}
+    fn stopped(&self) -> bool {
+        false
+    }
+}
+
+/// The small random checkpoints of `crates/model/tests/golden`, one folder a family and option.
+fn families() -> Vec<PathBuf> {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/golden");
+    let mut dirs: Vec<PathBuf> = std::fs::read_dir(golden).unwrap().map(|e| e.unwrap().path()).collect();
+    dirs.retain(|d| d.is_dir());
+    dirs.sort();
+    dirs
+}
+
+fn tokens(count: usize, vocabulary: usize, seed: u32) -> Vec<u32> {
+    let next = |s: &mut u32| {
+        *s = s.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        Some((*s >> 8) % vocabulary as u32)
+    };
+    let mut state = seed;
+    std::iter::from_fn(|| next(&mut state)).take(count).collect()
+}
+
+fn logits(model: &Model, tokens: &[u32]) -> Matrix {
+    let rotary = model.architecture.rope.tables(tokens.len());
+    let mut hidden = model.embedding().unwrap().embed(tokens).unwrap();
+    for layer in 0..model.architecture.blocks.len() {
+        hidden = model.block(layer).unwrap().forward(hidden, &rotary);
+    }
+    model.head().unwrap().logits(&hidden)
+}
+
+fn relative_error(model: &Model, recipe: &Recipe) -> f64 {
+    let vocabulary = model.architecture.vocabulary;
+    let windows: Vec<Vec<u32>> = (0..8).map(|i| tokens(64, vocabulary, i)).collect();
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let job = Job { model, recipe, windows: &windows, out: &out, activation_memory: 1 << 30 };
+    quantize(&job, &mut Silent).unwrap();
+    let test = tokens(64, vocabulary, 99);
+    let (full, found) = (logits(model, &test), logits(&Model::open(&out).unwrap(), &test));
+    let square = |v: f32| f64::from(v) * f64::from(v);
+    let error: f64 = full.data.iter().zip(&found.data).map(|(a, b)| square(a - b)).sum();
+    error / full.data.iter().map(|&v| square(v)).sum::<f64>()
+}
+
+#[test]
+fn eight_bits_are_close_in_every_family() {
+    let families = families();
+    assert!(families.len() >= 14);
+    for dir in families {
+        let model = Model::open(&dir).unwrap();
+        for name in ["fpq-w8a8", "minmax-int-w8a8"] {
+            let recipe = Recipe { embedding_bits: 8, ..Recipe::named(name).unwrap() };
+            let error = relative_error(&model, &recipe);
+            assert!(error < 0.03, "{}: {name}: relative squared error {error}", dir.display());
+        }
+    }
+}
+
+#[test]
+fn keeping_everything_changes_nothing() {
+    for dir in families() {
+        let model = Model::open(&dir).unwrap();
+        let recipe = Recipe {
+            weight_bits: 16,
+            activation_bits: 16,
+            embedding_bits: 16,
+            ..Recipe::named("minmax-fp-w4a4").unwrap()
+        };
+        assert_eq!(relative_error(&model, &recipe), 0.0, "{}", dir.display());
+    }
+}
+
+#[test]
+fn a_tied_output_layer_may_be_kept_while_the_embedding_is_not() {
+    let dir = families().into_iter().find(|d| d.ends_with("llama_tied_bf16")).unwrap();
+    let model = Model::open(&dir).unwrap();
+    for (keep, largest) in
+        [(vec!["lm_head"], 0.5), (vec!["embedding"], 0.5), (vec!["lm_head", "embedding"], 0.5)]
+    {
+        let keep = keep.into_iter().map(String::from).collect();
+        let recipe = Recipe { keep, ..Recipe::named("fpq-w6a6").unwrap() };
+        let error = relative_error(&model, &recipe);
+        assert!(error > 0.0 && error < largest, "{:?}: {error}", recipe.keep);
+    }
+}
