@@ -147,6 +147,8 @@ impl GroupSearch<'_> {
         if recipe.weight_bits == 16 {
             return Ok(());
         }
+        // The codes of an earlier round are not needed again; two sets would be the peak of the run.
+        self.codes = None;
         let elements = recipe.elements(recipe.weight_bits);
         if recipe.search == Search::Direct {
             let full = &self.group.weight;
