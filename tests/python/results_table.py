@@ -2,8 +2,8 @@
 
     python3 tests/python/results_table.py --binary target/release/halfbyte --smollm2 target/smollm2 [--state FILE]
 
-Needs the assets (HALFBYTE_ASSETS, default ../shared) and nothing beyond the standard library. About an hour on two
-cores. Every figure is kept in --state as soon as it is there; run it again to go on after an interruption.
+Needs the assets (HALFBYTE_ASSETS, default ../shared) and nothing beyond the standard library. Takes more than an hour on
+two cores. Every figure is kept in --state as soon as it is there; run it again to go on after an interruption.
 """
 import argparse, json, os, pathlib, subprocess, tempfile
 
@@ -33,7 +33,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--binary", default="target/release/halfbyte")
     parser.add_argument("--smollm2", default="target/smollm2", help="the folder that smollm2_to_hf.py writes")
-    parser.add_argument("--state", default="target/results.json", type=pathlib.Path)
+    parser.add_argument("--state", default="docs/results.json", type=pathlib.Path)
     parser.add_argument("--only", help="one model")
     parser.add_argument("--cells", nargs=3, action="append", metavar=("METHOD", "MODE", "WIDTH"),
                         help="measure only these cells now (may be repeated); others show what --state has")
