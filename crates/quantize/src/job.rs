@@ -1,5 +1,6 @@
 //! A whole run: from a checkpoint to the output folder.
 
+use crate::clock::{Phase, timed};
 use crate::journal::{Journal, RunId, make_dir};
 use crate::recipe::{Calibration, Recipe};
 use crate::report::{LayerReport, Report};
@@ -192,7 +193,7 @@ impl Run<'_> {
             let longest = self.job.windows.iter().map(Vec::len).max().unwrap_or(0);
             let rotary = architecture.rope.tables(longest);
             for b in finished.saturating_sub(1)..blocks {
-                let block = self.job.model.block(b)?;
+                let block = timed(Phase::Read, || self.job.model.block(b))?;
                 let mut on_tap = |layers| {
                     progress.advance(layers);
                     if progress.stopped() { Err(QuantizeError::Stopped(b)) } else { Ok(()) }
@@ -201,8 +202,10 @@ impl Run<'_> {
                     quantize_block(block, hidden, self.job.recipe, &rotary, &self.place, &mut on_tap)?;
                 hidden = next;
                 check_finite(&hidden, b)?;
-                self.write(b + 1, &sites)?;
-                self.journal.write_state(b + 2, &hidden)?;
+                timed(Phase::Write, || {
+                    self.write(b + 1, &sites)?;
+                    self.journal.write_state(b + 2, &hidden)
+                })?;
             }
             if progress.stopped() {
                 return Err(QuantizeError::Stopped(blocks));
@@ -211,7 +214,7 @@ impl Run<'_> {
             self.write(blocks + 1, &sites)?;
             progress.advance(1);
         }
-        let report = self.assemble(id)?;
+        let report = timed(Phase::Write, || self.assemble(id))?;
         Ok(Outcome { report, was_finished: false })
     }
 

@@ -1,5 +1,6 @@
 //! Post-training quantization: plan, streamed calibration, methods, recipes, journal.
 
+mod clock;
 mod embedding;
 mod error;
 mod job;
@@ -9,11 +10,13 @@ mod plan;
 mod recipe;
 mod recipe_file;
 mod report;
+mod residual;
 pub mod search;
 mod store;
 mod stream;
 mod tap;
 
+pub use clock::{Phase, phase_seconds};
 pub use embedding::quantize_embedding;
 pub use error::QuantizeError;
 pub use job::{Job, Outcome, Progress, activation_bytes, calibration_windows, partial_dir, quantize};

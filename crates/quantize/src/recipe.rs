@@ -93,9 +93,10 @@ pub struct Recipe {
     pub weight_grid: Grid,
     /// Candidates for the tensor-wise scale of an input.
     pub activation_grid: Grid,
-    /// How candidates are scored.
+    /// How candidates are scored. Weights that are rounded by the factor of their Gram matrix (`correct`, `feedback`) are
+    /// always scored by that factor's diagonal.
     pub search: Search,
-    /// Candidates scored fully when ranked.
+    /// Candidates scored fully when ranked; with one the ranking decides.
     pub finalists: usize,
     /// Tokens that the search for an input's quantizer looks at.
     pub sample_tokens: usize,
@@ -126,7 +127,7 @@ impl Default for Recipe {
             weight_grid: Grid { kind: GridKind::Maxval, low: 0.4, high: 1.1, steps: 40 },
             activation_grid: Grid { kind: GridKind::Maxval, low: 0.03, high: 1.1, steps: 60 },
             search: Search::Ranked,
-            finalists: 4,
+            finalists: 1,
             sample_tokens: 2048,
             seed: 0,
         }
@@ -185,6 +186,7 @@ impl Recipe {
             first: First::Weight,
             weight_grid: Grid::PUBLISHED,
             activation_grid: Grid::PUBLISHED,
+            finalists: 8,
             ..self
         }
     }

@@ -1,13 +1,15 @@
 //! Calibration streamed block by block and tap by tap: every layer's forward pass runs once.
 
 use crate::QuantizeError;
+use crate::clock::{Phase, timed};
 use crate::methods::{SiteResult, SiteWeight, quantize_tap};
 use crate::recipe::{Calibration, Recipe};
+use crate::residual::token_weights;
 use crate::store::{Place, Store};
 use crate::tap::TapInputs;
 use halfbyte_checkpoint::StoredLayer;
 use halfbyte_model::{Block, Carry, Embedding, Linear, Step, Tap, Weight};
-use halfbyte_tensor::{Rotary, sum_of_squares};
+use halfbyte_tensor::Rotary;
 
 /// One linear layer's outcome.
 pub struct QuantizedSite {
@@ -69,28 +71,6 @@ impl<'a> Stream<'a> {
         self.x = x;
         Ok(())
     }
-
-    /// How much each token's error counts at a tap whose `linears` write to the residual stream: one over the mean
-    /// square of the token there, which is what the next norm divides by, scaled to a mean of one. Otherwise the few
-    /// tokens with massive activations (arXiv 2402.17762) would outweigh all others.
-    fn token_weights(&self, tap: usize, linears: &[Linear]) -> Result<Vec<Vec<f32>>, QuantizeError> {
-        let mut weights = Vec::with_capacity(self.x.windows());
-        for i in 0..self.x.windows() {
-            let carry = Carry(self.carry.get(i)?);
-            let residual = match self.block.advance(tap, carry, &self.x.get(i)?, linears, self.rotary) {
-                Step::Tap(carry, _) => carry.0,
-                Step::Done(hidden) => hidden,
-            };
-            let inverse =
-                |row: &[f32]| (row.len() as f64 / sum_of_squares(row).max(f64::MIN_POSITIVE)) as f32;
-            weights.push(residual.data.chunks_exact(residual.cols).map(inverse).collect::<Vec<f32>>());
-        }
-        let count: usize = weights.iter().map(Vec::len).sum();
-        let total: f64 = weights.iter().flatten().map(|&w| f64::from(w)).sum();
-        let factor = (count as f64 / total) as f32;
-        weights.iter_mut().flatten().for_each(|w| *w *= factor);
-        Ok(weights)
-    }
 }
 
 /// Quantizes the layers of one block for its input `hidden`, and gives its output: that of the full-precision layers,
@@ -107,24 +87,29 @@ pub fn quantize_block(
     on_tap: OnTap,
 ) -> Result<(Store, Vec<QuantizedSite>), QuantizeError> {
     let all = std::mem::take(&mut block.linears);
-    let mut stream = Stream::enter(&block, rotary, place, hidden)?;
+    let mut stream = timed(Phase::Forward, || Stream::enter(&block, rotary, place, hidden))?;
     let mut done = Vec::new();
     for (t, linears) in all.into_iter().enumerate() {
         let tap = &block.spec.taps[t];
         let weigh = recipe.token_weights && tap.kind.writes_residual();
-        let weights = weigh.then(|| stream.token_weights(t, &linears)).transpose()?;
+        let weights = match weigh {
+            true => Some(timed(Phase::Statistics, || {
+                token_weights(&linears[0], &stream.carry, &stream.x, recipe.seed)
+            })?),
+            false => None,
+        };
         // Lend the activations to the method, and take them back.
         let inputs = TapInputs { x: std::mem::replace(&mut stream.x, Store::empty()), weights };
         let results = quantize_sites(&linears, &inputs, recipe)?;
         stream.x = inputs.x;
         match recipe.calibration {
             Calibration::FullPrecision => {
-                stream.advance(t, &linears)?;
+                timed(Phase::Forward, || stream.advance(t, &linears))?;
                 done.extend(replace(linears, results).1);
             }
             Calibration::Sequential => {
                 let (replaced, sites) = replace(linears, results);
-                stream.advance(t, &replaced)?;
+                timed(Phase::Forward, || stream.advance(t, &replaced))?;
                 done.extend(sites);
             }
         }

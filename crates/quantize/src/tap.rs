@@ -81,6 +81,14 @@ impl TapInputs {
                         scale_rows(&mut quantized, &weights[i]);
                     }
                     gram(&quantized.data, k, &mut moments.gram);
+                    if std::env::var("HB_CROSS").is_ok() {
+                        for (x, q) in x.data.chunks_exact(k).zip(quantized.data.chunks_exact(k)) {
+                            for j in 0..k {
+                                cross[j * k + j] += q[j] * (q[j] - x[j]);
+                            }
+                        }
+                        continue;
+                    }
                     product_into(
                         &Columns::new(&x.data, k, k),
                         &Columns::new(&quantized.data, k, k),

@@ -9,8 +9,8 @@ use crate::{recipes, system};
 use anyhow::Context;
 use halfbyte_checkpoint::require_space;
 use halfbyte_evaluate::read_text;
-use halfbyte_quantize::{Job, Plan, PlanOptions, calibration_windows, partial_dir};
-use serde_json::json;
+use halfbyte_quantize::{Job, Plan, PlanOptions, calibration_windows, partial_dir, phase_seconds};
+use serde_json::{Map, Value, json};
 use std::fmt::Write;
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -55,6 +55,8 @@ pub(crate) fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
     let mut bar = Bar::new("layers");
     let job = Job { model: &model, recipe: &recipe, windows: &windows, out: &args.out, activation_memory };
     let outcome = halfbyte_quantize::quantize(&job, &mut bar)?;
+    let phases: Map<String, Value> =
+        phase_seconds().into_iter().map(|(phase, s)| (phase.name().into(), s.into())).collect();
     let resumed = bar.resumed();
     drop(bar);
     drop(lock);
@@ -67,6 +69,7 @@ pub(crate) fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
             "out": args.out,
             "recipe": recipe.name,
             "seconds": seconds,
+            "phases": phases,
             "peak_rss_bytes": peak,
             "peak_memory_predicted_bytes": plan.memory.peak_bytes(),
             "bits_per_weight": report.bits_per_weight,

@@ -80,7 +80,7 @@ const FIELDS: &[(&str, &str)] = &[
         "search",
         "how candidates are scored: direct (slow), gram (the same scores), ranked (the best few by gram)",
     ),
-    ("finalists", "candidates scored fully when ranked"),
+    ("finalists", "candidates scored fully when ranked; with 1 the ranking decides"),
     ("sample_tokens", "tokens that the search for an input's quantizer looks at"),
     ("seed", "of that sample and of the coverage windows"),
     ("[weight_grid]", "candidates for the scale of a weight row; kind: bias (published) or maxval"),

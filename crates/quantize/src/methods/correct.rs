@@ -1,17 +1,27 @@
 //! Correction of a weight for the error of its quantized input.
 //!
 //! Rounding the input adds noise that is known from calibration. The weight that maps the noisy input best onto the
-//! full-precision output is a ridge regression, `W' = W − C (G + Λ)⁻¹` with `C = X̂ᵀ(X̂ W − X W)`: it leans less on channels
+//! full-precision output is a ridge regression, `W' = W − W D (G + Λ)⁻¹` with `D = X̂ᵀX̂ − XᵀX̂`: it leans less on channels
 //! that the input's format renders badly. Quantizing W' instead of W costs no bit and no time at inference.
 
 use super::feedback::Factor;
-use halfbyte_tensor::scale_columns;
+use halfbyte_tensor::{Columns, Matrix, Rows, product};
 
-/// Corrects `weight` `[rows, inputs]` in place, and leaves in `linear` (C, of the same shape) what remains of the linear
-/// term for the corrected rows: that of the damping alone.
-pub(super) fn correct(weight: &mut [f32], linear: &mut [f32], factor: &Factor) {
-    factor.solve(linear);
-    weight.iter_mut().zip(&*linear).for_each(|(w, step)| *w -= step);
-    // C' = C − C (G + Λ)⁻¹ G = C (G + Λ)⁻¹ Λ.
-    scale_columns(linear, factor.damping());
+/// Corrects `weight` `[rows, inputs]` in place, `piece_bytes` of it at a time. `difference` is D `[inputs, inputs]`, and is
+/// left in another form.
+pub(super) fn correct(weight: &mut Matrix, difference: &mut [f32], factor: &Factor, piece_bytes: usize) {
+    let inputs = weight.cols;
+    // Whichever has fewer rows is multiplied by the inverse: D or W D.
+    let first = weight.rows > inputs;
+    if first {
+        factor.solve(difference);
+    }
+    let piece = inputs * (piece_bytes / (4 * inputs)).max(1);
+    for rows in weight.data.chunks_mut(piece) {
+        let mut step = product(&Rows::new(rows, inputs), &Columns::new(difference, inputs, inputs)).data;
+        if !first {
+            factor.solve(&mut step);
+        }
+        rows.iter_mut().zip(&step).for_each(|(w, step)| *w -= step);
+    }
 }

@@ -21,40 +21,50 @@ pub(super) struct Factor {
     lower: Vec<f32>,
     /// Columns as they are rounded, first to last.
     order: Vec<usize>,
-    /// Λ, column by column.
-    damping: Vec<f32>,
+    /// The damped diagonal, column by column.
+    diagonal: Vec<f32>,
 }
 
 impl Factor {
-    /// Factorises `gram + Λ`, Λ being `damping` times the diagonal (which shrinks all correlations alike, however
+    /// Factorises `gram + Λ` in place, Λ being `damping` times the diagonal (which shrinks all correlations alike, however
     /// different the channels' magnitudes) and a little of its mean; ten and a hundred times that where f32 does not
     /// suffice.
-    pub(super) fn new(gram: &[f32], n: usize, damping: f32) -> Result<Self, QuantizeError> {
+    pub(super) fn new(mut gram: Vec<f32>, n: usize, damping: f32) -> Result<Self, QuantizeError> {
         let diagonal: Vec<f32> = (0..n).map(|i| gram[i * n + i]).collect();
         let mean = (diagonal.iter().map(|&d| f64::from(d)).sum::<f64>() / n as f64) as f32;
+        let floor = (1e-4 * mean).max(f32::MIN_POSITIVE * 1e6);
         let mut order: Vec<usize> = (0..n).collect();
         order.sort_by(|&a, &b| diagonal[b].total_cmp(&diagonal[a]).then(a.cmp(&b)));
+        let reverse: Vec<usize> = order.iter().rev().copied().collect();
+        permute(&mut gram, &reverse);
         for raised in [1.0, 10.0, 100.0] {
-            let floor = (1e-4 * mean).max(f32::MIN_POSITIVE * 1e6);
-            let lambda: Vec<f32> = diagonal.iter().map(|d| damping * raised * (d + floor)).collect();
-            let mut lower = vec![0.0f32; n * n];
-            lower.par_chunks_mut(n).enumerate().for_each(|(i, row)| {
-                let from = order[n - 1 - i];
-                for (j, v) in row.iter_mut().enumerate() {
-                    *v = gram[from * n + order[n - 1 - j]];
+            let damped: Vec<f32> = diagonal.iter().map(|d| d + damping * raised * (d + floor)).collect();
+            reverse.iter().enumerate().for_each(|(i, &column)| gram[i * n + i] = damped[column]);
+            if cholesky_in_place(&mut gram, n).is_ok() {
+                return Ok(Self { lower: gram, order, diagonal: damped });
+            }
+            // The upper triangle is still as it was.
+            for i in 0..n {
+                for j in 0..i {
+                    gram[i * n + j] = gram[j * n + i];
                 }
-                row[i] += lambda[from];
-            });
-            if cholesky_in_place(&mut lower, n).is_ok() {
-                return Ok(Self { lower, order, damping: lambda });
             }
         }
         Err(QuantizeError::Singular)
     }
 
-    /// Λ, column by column.
-    pub(super) fn damping(&self) -> &[f32] {
-        &self.damping
+    /// The diagonal of `G + Λ`, column by column.
+    pub(super) fn diagonal(&self) -> Vec<f32> {
+        self.diagonal.clone()
+    }
+
+    /// `R_ii²` column by column: how much the rounding error of each column counts once those after it make up for it.
+    pub(super) fn pivots(&self) -> Vec<f32> {
+        let mut pivots = vec![0.0; self.order.len()];
+        for (i, &column) in self.order.iter().enumerate() {
+            pivots[column] = self.upper(i, i).powi(2);
+        }
+        pivots
     }
 
     /// Replaces every row of `b` by `row (G + Λ)⁻¹`.
@@ -78,6 +88,41 @@ impl Factor {
     }
 }
 
+/// Puts rows and columns of the square matrix `a` into the order `from`: element (i, j) becomes (from[i], from[j]).
+fn permute(a: &mut [f32], from: &[usize]) {
+    let n = from.len();
+    a.par_chunks_mut(n).for_each_init(
+        || vec![0.0f32; n],
+        |old, row| {
+            old.copy_from_slice(row);
+            row.iter_mut().zip(from).for_each(|(v, &j)| *v = old[j]);
+        },
+    );
+    // Rows move along the cycles of the permutation.
+    let mut done = vec![false; n];
+    let mut kept = vec![0.0f32; n];
+    for start in 0..n {
+        if done[start] {
+            continue;
+        }
+        kept.copy_from_slice(&a[start * n..(start + 1) * n]);
+        let mut at = start;
+        while !done[at] {
+            done[at] = true;
+            let source = from[at];
+            if source == start {
+                a[at * n..(at + 1) * n].copy_from_slice(&kept);
+            } else {
+                a.copy_within(source * n..(source + 1) * n, at * n);
+            }
+            at = source;
+        }
+    }
+}
+
+/// Rows rounded side by side, so that one instruction works on several.
+const LANES: usize = 32;
+
 /// Rounds every row of `weight` in place, in its format and scale.
 pub(super) fn round(weight: &mut [f32], formats: &[(Element, f32)], factor: &Factor) {
     let (rows, n) = (formats.len(), factor.order.len());
@@ -90,22 +135,28 @@ pub(super) fn round(weight: &mut [f32], formats: &[(Element, f32)], factor: &Fac
             .flat_map(|k| (from..to).map(move |i| (k, i)))
             .map(|(k, i)| factor.upper(k, i))
             .collect();
+        let columns = &factor.order[from..to];
         let mut errors = vec![0.0f32; rows * width];
-        let rows_of =
-            pushed.data.par_chunks_mut(n).zip(weight.par_chunks_mut(n)).zip(errors.par_chunks_mut(width));
-        rows_of.enumerate().for_each(|(r, ((pushed, w), errors))| {
-            let (element, scale) = formats[r];
-            for i in 0..width {
-                let column = factor.order[from + i];
-                let wanted = w[column] + pushed[from + i] / corner[i * width + i];
-                let mut q = [0.0f32];
-                kernel::fake_quantize(element, scale, &[wanted], &mut q);
-                let error = w[column] - q[0];
-                w[column] = q[0];
-                errors[i] = error;
-                for later in i + 1..width {
-                    pushed[from + later] += corner[i * width + later] * error;
-                }
+        let pieces = pushed
+            .data
+            .par_chunks_mut(n * LANES)
+            .zip(weight.par_chunks_mut(n * LANES))
+            .zip(errors.par_chunks_mut(width * LANES))
+            .zip(formats.par_chunks(LANES));
+        pieces.for_each(|(((pushed, weight), errors), formats)| {
+            // Layers of one group may have different formats.
+            let mut first = 0;
+            for alike in formats.chunk_by(|a, b| a.0 == b.0) {
+                let rows = first..first + alike.len();
+                first = rows.end;
+                round_tile(
+                    &mut weight[rows.start * n..rows.end * n],
+                    &mut pushed[rows.start * n..rows.end * n],
+                    &mut errors[rows.start * width..rows.end * width],
+                    alike,
+                    (n, from, columns),
+                    &corner,
+                );
             }
         });
         if to < n {
@@ -121,6 +172,55 @@ pub(super) fn round(weight: &mut [f32], formats: &[(Element, f32)], factor: &Fac
                 &mut pushed.data[to..],
                 stride,
             );
+        }
+    }
+}
+
+/// Rounds the columns `columns`, the ones from place `from` in the order of rounding, of at most [`LANES`] rows of one format;
+/// leaves `w − q` in `errors` `[rows, width]`. `corner` is R between these columns.
+fn round_tile(
+    weight: &mut [f32],
+    pushed: &mut [f32],
+    errors: &mut [f32],
+    formats: &[(Element, f32)],
+    (n, from, columns): (usize, usize, &[usize]),
+    corner: &[f32],
+) {
+    let (rows, width) = (formats.len(), columns.len());
+    let element = formats[0].0;
+    let (mut scales, mut inverses) = ([1.0f32; LANES], [1.0f32; LANES]);
+    for (r, format) in formats.iter().enumerate() {
+        (scales[r], inverses[r]) = (format.1, 1.0 / format.1);
+    }
+    // A line a column, a lane a row.
+    let mut push = [[0.0f32; LANES]; BLOCK];
+    for r in 0..rows {
+        for (line, &p) in push.iter_mut().zip(&pushed[r * n + from..][..width]) {
+            line[r] = p;
+        }
+    }
+    for i in 0..width {
+        let (mut w, mut wanted, mut q) = ([0.0f32; LANES], [0.0f32; LANES], [0.0f32; LANES]);
+        for r in 0..rows {
+            w[r] = weight[r * n + columns[i]];
+        }
+        let pivot = corner[i * width + i];
+        for lane in 0..LANES {
+            wanted[lane] = w[lane] + push[i][lane] / pivot;
+        }
+        kernel::fake_quantize_columns(element, &scales, &inverses, &wanted, &mut q);
+        let mut error = [0.0f32; LANES];
+        for lane in 0..LANES {
+            error[lane] = w[lane] - q[lane];
+        }
+        for r in 0..rows {
+            weight[r * n + columns[i]] = q[r];
+            errors[r * width + i] = error[r];
+        }
+        for (line, &c) in push[i + 1..width].iter_mut().zip(&corner[i * width + i + 1..]) {
+            for lane in 0..LANES {
+                line[lane] += c * error[lane];
+            }
         }
     }
 }
@@ -187,6 +287,30 @@ mod tests {
     }
 
     #[test]
+    fn a_permutation_moves_rows_and_columns_alike() {
+        let from = [3, 1, 0, 2, 5, 4];
+        let mut a: Vec<f32> = (0..36).map(|v| v as f32).collect();
+        permute(&mut a, &from);
+        for (i, &row) in from.iter().enumerate() {
+            for (j, &column) in from.iter().enumerate() {
+                assert_eq!(a[i * 6 + j], (row * 6 + column) as f32);
+            }
+        }
+    }
+
+    #[test]
+    fn a_matrix_that_f32_finds_indefinite_is_damped_more() {
+        // Eigenvalues 3 and -1: only a hundred times the damping makes it definite.
+        let factor = Factor::new(vec![1.0, 2.0, 2.0, 1.0], 2, 0.02).unwrap();
+        let damped = 1.0 + 2.0 * (1.0 + 1e-4);
+        assert!((factor.diagonal()[0] - damped).abs() < 1e-5, "{:?}", factor.diagonal());
+        let l = &factor.lower;
+        let back = [l[0] * l[0], l[2] * l[0], l[2] * l[2] + l[3] * l[3]];
+        assert!(back.iter().zip([damped, 2.0, damped]).all(|(a, b)| (a - b).abs() < 1e-5), "{back:?}");
+        assert!(Factor::new(vec![1.0, 9.0, 9.0, 1.0], 2, 0.02).is_err());
+    }
+
+    #[test]
     fn rounds_as_published_gptq() {
         // More columns than a block, correlated and of different magnitudes.
         let (n, tokens, rows) = (80, 400, 6);
@@ -199,9 +323,9 @@ mod tests {
         let mut g = vec![0.0; n * n];
         gram(&x, n, &mut g);
         mirror(&mut g, n);
-        let factor = Factor::new(&g, n, 0.01).unwrap();
+        let factor = Factor::new(g.clone(), n, 0.01).unwrap();
         let mut damped: Vec<f64> = g.iter().map(|&v| f64::from(v)).collect();
-        (0..n).for_each(|i| damped[i * n + i] += f64::from(factor.damping()[i]));
+        (0..n).for_each(|i| damped[i * n + i] = f64::from(factor.diagonal()[i]));
 
         let weight = random(rows * n, 2);
         let formats: Vec<(Element, f32)> = (0..rows)

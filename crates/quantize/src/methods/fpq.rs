@@ -6,8 +6,12 @@
 
 use super::{COMPARED_ROWS, Codes, Group, Solution, correct, feedback};
 use crate::QuantizeError;
+use crate::clock::{Phase, timed};
 use crate::recipe::{First, Recipe, Search};
-use crate::search::{InputProblem, RowChoice, ShiftRule, WeightProblem, direct, search_input, search_weight};
+use crate::search::{
+    InputProblem, RowChoice, ShiftRule, WeightProblem, direct, search_input, search_weight,
+    search_weight_by_columns,
+};
 use crate::tap::{Moments, Sample, TapInputs, scale_rows};
 use halfbyte_formats::{Element, InputQuantizer, kernel};
 use halfbyte_tensor::{Columns, Matrix, Rows, product, product_into};
@@ -20,7 +24,7 @@ pub(super) fn solve(
     group: &Group,
     recipe: &Recipe,
 ) -> Result<Solution, QuantizeError> {
-    let channel_max = inputs.channel_max()?;
+    let channel_max = timed(Phase::Statistics, || inputs.channel_max())?;
     let mut search = GroupSearch { inputs, sample, group, recipe, channel_max, input: None, codes: None };
     if recipe.first == First::Weight && recipe.activation_bits < 16 {
         search.input = Some(search.initial_input());
@@ -29,10 +33,10 @@ pub(super) fn solve(
         match recipe.first {
             First::Weight => {
                 search.search_weight()?;
-                search.search_input()?;
+                timed(Phase::Search, || search.search_input())?;
             }
             First::Input => {
-                search.search_input()?;
+                timed(Phase::Search, || search.search_input())?;
                 search.search_weight()?;
             }
         }
@@ -85,13 +89,12 @@ impl GroupSearch<'_> {
             channel_max: &self.channel_max,
             max_shift: recipe.max_shift,
         };
-        let choices = if recipe.search == Search::Direct {
+        let best = if recipe.search == Search::Direct {
             let candidates = |element| problem.candidates(element, &recipe.activation_grid, recipe.shifts);
             direct::search_input(self.inputs, weight, full, &elements, &candidates)?
         } else {
             search_input(&problem, &elements, &recipe.activation_grid, recipe.shifts, recipe.exactness())
         };
-        let best = choices.into_iter().reduce(|a, b| if b.error < a.error { b } else { a });
         self.input = best.map(|b| b.quantizer);
         Ok(())
     }
@@ -166,49 +169,100 @@ impl GroupSearch<'_> {
             return Ok(());
         }
 
-        let inputs = self.group.weight.cols;
-        let Moments { gram, cross } = self.inputs.moments(self.input.as_ref())?;
+        let Moments { gram, cross } = timed(Phase::Statistics, || self.inputs.moments(self.input.as_ref()))?;
         // X̂ᵀX̂ − XᵀX̂, from which a row's linear term comes.
         let difference = cross.map(|mut c| {
             c.par_iter_mut().zip(&gram).for_each(|(c, g)| *c = g - *c);
             c
         });
-        let factor = match recipe.correct || recipe.feedback {
-            true => Some(feedback::Factor::new(&gram, inputs, recipe.damping)?),
-            false => None,
-        };
-        // The weights to round: corrected piece by piece, while the scales of each piece are searched.
         let mut values = self.group.weight.clone();
-        let piece = inputs * (PIECE_BYTES / (4 * inputs)).max(1);
-        let mut choices: Vec<RowChoice> = Vec::new();
-        for rows in values.data.chunks_mut(piece) {
-            let mut linear = difference
-                .as_ref()
-                .map(|d| product(&Rows::new(rows, inputs), &Columns::new(d, inputs, inputs)));
-            if recipe.correct
-                && let (Some(factor), Some(linear)) = (&factor, &mut linear)
-            {
-                correct::correct(rows, &mut linear.data, factor);
-            }
-            let problem = WeightProblem { weight: rows, inputs, gram: &gram, linear: linear.as_ref() };
-            let found = search_weight(&problem, &elements, &recipe.weight_grid, recipe.exactness());
-            match choices.is_empty() {
-                true => choices = found,
-                false => choices.iter_mut().zip(found).for_each(|(all, more)| all.append(more)),
-            }
+        let formats = match recipe.feedback || recipe.correct {
+            true => self.round_with_factor(gram, difference, &elements, &mut values)?,
+            false => self.round_to_nearest(&gram, difference.as_deref(), &elements, &mut values),
+        };
+        self.codes = Some(Codes { formats, values });
+        Ok(())
+    }
+
+    /// Searches the scales of `values` by the output error that rounding to nearest makes, and rounds them.
+    fn round_to_nearest(
+        &self,
+        gram: &[f32],
+        difference: Option<&[f32]>,
+        elements: &[Element],
+        values: &mut Matrix,
+    ) -> LayerFormats {
+        let inputs = values.cols;
+        let mut choices = Vec::new();
+        for rows in values.data.chunks(piece(inputs)) {
+            let linear = difference.map(|d| {
+                timed(Phase::Round, || product(&Rows::new(rows, inputs), &Columns::new(d, inputs, inputs)))
+            });
+            let problem = WeightProblem { weight: rows, inputs, gram, linear: linear.as_ref() };
+            let grid = &self.recipe.weight_grid;
+            append(
+                &mut choices,
+                timed(Phase::Search, || search_weight(&problem, elements, grid, self.recipe.exactness())),
+            );
+        }
+        let formats = best_formats(&choices, &self.group.rows);
+        timed(Phase::Round, || round_nearest(&mut values.data, inputs, &row_formats(&formats)));
+        formats
+    }
+
+    /// Corrects `values` for the rounding of the inputs, searches their scales, and rounds them with error feedback, as far
+    /// as the recipe asks for these.
+    fn round_with_factor(
+        &self,
+        gram: Vec<f32>,
+        mut difference: Option<Vec<f32>>,
+        elements: &[Element],
+        values: &mut Matrix,
+    ) -> Result<LayerFormats, QuantizeError> {
+        let (recipe, inputs) = (self.recipe, values.cols);
+        let factor = timed(Phase::Round, || feedback::Factor::new(gram, inputs, recipe.damping))?;
+        if let Some(difference) = difference.as_mut().filter(|_| recipe.correct) {
+            timed(Phase::Round, || correct::correct(values, difference, &factor, PIECE_BYTES));
+        }
+        drop(difference);
+        // Without feedback the errors of the columns do not make up for each other.
+        let counts = if recipe.feedback { factor.pivots() } else { factor.diagonal() };
+        let mut choices = Vec::new();
+        for rows in values.data.chunks(piece(inputs)) {
+            let grid = &recipe.weight_grid;
+            append(
+                &mut choices,
+                timed(Phase::Search, || search_weight_by_columns(rows, &counts, elements, grid)),
+            );
         }
         let formats = best_formats(&choices, &self.group.rows);
         let rows = row_formats(&formats);
-        match factor.filter(|_| recipe.feedback) {
-            Some(factor) => {
+        timed(Phase::Round, || match recipe.feedback {
+            true => {
+                let piece = piece(inputs);
                 for (piece, rows) in values.data.chunks_mut(piece).zip(rows.chunks(piece / inputs)) {
                     feedback::round(piece, rows, &factor);
                 }
             }
-            None => round_nearest(&mut values.data, inputs, &rows),
-        }
-        self.codes = Some(Codes { formats, values });
-        Ok(())
+            false => round_nearest(&mut values.data, inputs, &rows),
+        });
+        Ok(formats)
+    }
+}
+
+/// Format of every layer, and the scale of each of its rows.
+type LayerFormats = Vec<(Element, Vec<f32>)>;
+
+/// Values of the whole rows that are worked on at a time.
+fn piece(inputs: usize) -> usize {
+    inputs * (PIECE_BYTES / (4 * inputs)).max(1)
+}
+
+/// Adds the choices for further rows.
+fn append(choices: &mut Vec<RowChoice>, more: Vec<RowChoice>) {
+    match choices.is_empty() {
+        true => *choices = more,
+        false => choices.iter_mut().zip(more).for_each(|(all, more)| all.append(more)),
     }
 }
 
@@ -239,7 +293,7 @@ fn round_nearest(values: &mut [f32], inputs: usize, formats: &[(Element, f32)]) 
 }
 
 /// For every layer the format with the least total error over its rows, and the scales of those rows.
-fn best_formats(choices: &[RowChoice], rows: &[usize]) -> Vec<(Element, Vec<f32>)> {
+fn best_formats(choices: &[RowChoice], rows: &[usize]) -> LayerFormats {
     let mut from = 0;
     rows.iter()
         .map(|n| {

@@ -6,6 +6,7 @@ mod fpq;
 mod minmax;
 
 use crate::QuantizeError;
+use crate::clock::{Phase, timed};
 use crate::recipe::{Method, Recipe};
 use crate::tap::{Sample, TapInputs, scale_rows};
 use halfbyte_formats::{Element, Granularity, InputQuantizer, QuantizedMatrix, Scheme};
@@ -89,7 +90,7 @@ pub fn quantize_tap(
     sites: Vec<SiteWeight>,
     recipe: &Recipe,
 ) -> Result<Vec<SiteResult>, QuantizeError> {
-    let sample = inputs.sample(recipe.sample_tokens, recipe.seed)?;
+    let sample = timed(Phase::Statistics, || inputs.sample(recipe.sample_tokens, recipe.seed))?;
     let size = if recipe.share_input { sites.len() } else { 1 };
     let mut results = Vec::with_capacity(sites.len());
     let mut sites = sites.into_iter().peekable();
@@ -125,7 +126,7 @@ fn finish(
         from += group.rows[i];
         let full = &group.weight.data[span.clone()];
         let values = solution.codes.as_ref().map_or(full, |c| &c.values.data[span]);
-        let (error, signal) = output_error(sample, &seen, full, values, inputs);
+        let (error, signal) = timed(Phase::Measure, || output_error(sample, &seen, full, values, inputs));
         let weight = match &solution.codes {
             None => None,
             Some(codes) => {

@@ -42,7 +42,7 @@ pub fn search_weight(
     Ok(choices)
 }
 
-/// The best quantizer among `candidates` of each element, for the quantized `weight` and the full-precision one.
+/// The best quantizer among `candidates` of any element, for the quantized `weight` and the full-precision one.
 ///
 /// # Errors
 /// When the stored activations cannot be read.
@@ -52,19 +52,15 @@ pub fn search_input(
     full: &Matrix,
     elements: &[Element],
     candidates: &dyn Fn(Element) -> Vec<InputQuantizer>,
-) -> Result<Vec<InputChoice>, QuantizeError> {
-    let mut choices = Vec::new();
-    for &element in elements {
-        let mut best: Option<InputChoice> = None;
-        for quantizer in candidates(element) {
-            let error = output_errors(inputs, Some(&quantizer), weight, full)?.iter().sum();
-            if best.as_ref().is_none_or(|b| error < b.error) {
-                best = Some(InputChoice { quantizer, error });
-            }
+) -> Result<Option<InputChoice>, QuantizeError> {
+    let mut best: Option<InputChoice> = None;
+    for quantizer in elements.iter().flat_map(|&e| candidates(e)) {
+        let error = output_errors(inputs, Some(&quantizer), weight, full)?.iter().sum();
+        if best.as_ref().is_none_or(|b| error < b.error) {
+            best = Some(InputChoice { quantizer, error });
         }
-        choices.extend(best);
     }
-    Ok(choices)
+    Ok(best)
 }
 
 /// Squared output error of every row over all tokens.

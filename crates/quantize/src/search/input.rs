@@ -48,50 +48,54 @@ impl InputProblem<'_> {
     }
 }
 
-/// The best quantizer in one format.
+/// The best quantizer.
 #[derive(Clone, Debug)]
 pub struct InputChoice {
     /// The quantizer.
     pub quantizer: InputQuantizer,
-    /// Its output error over the sample, up to the same constant in all formats.
+    /// Its output error over the sample, up to a constant that all candidates share.
     pub error: f64,
 }
 
-/// Finds the best quantizer in each of `elements`.
+/// Finds the best quantizer in any of `elements`; equal ones go to the earlier format and candidate.
 pub fn search_input(
     problem: &InputProblem,
     elements: &[Element],
     grid: &Grid,
     rule: ShiftRule,
     exactness: Exactness,
-) -> Vec<InputChoice> {
+) -> Option<InputChoice> {
     let form = Form::new(problem);
-    elements
+    let mut candidates: Vec<Candidate> = elements
         .iter()
-        .map(|&element| {
-            let mut candidates = match rule {
-                ShiftRule::None | ShiftRule::Maximum => by_maximum(problem, element, grid, rule),
-                ShiftRule::Error => by_error(problem, &form, element, grid),
-            };
-            let finalists = exactness.count(candidates.len());
-            if finalists < candidates.len() {
-                let scores: Vec<f64> = candidates
-                    .par_iter()
-                    .map(|c| c.score.unwrap_or_else(|| form.diagonal_error(problem, &c.quantizer)))
-                    .collect();
-                let keep = best_indices(&scores, finalists);
-                candidates = keep.into_iter().map(|i| candidates[i].clone()).collect();
-            }
-            let mut best: Option<InputChoice> = None;
-            for candidate in candidates {
-                let error = form.error(problem, &candidate.quantizer);
-                if best.as_ref().is_none_or(|b| error < b.error) {
-                    best = Some(InputChoice { quantizer: candidate.quantizer, error });
-                }
-            }
-            best.expect("a grid has at least one candidate")
+        .flat_map(|&element| match rule {
+            ShiftRule::None | ShiftRule::Maximum => by_maximum(problem, element, grid, rule),
+            ShiftRule::Error => by_error(problem, &form, element, grid),
         })
-        .collect()
+        .collect();
+    let finalists = exactness.count(candidates.len());
+    if finalists < candidates.len() {
+        let scores: Vec<f64> = candidates
+            .par_iter()
+            .map(|c| c.score.unwrap_or_else(|| form.diagonal_error(problem, &c.quantizer)))
+            .collect();
+        let keep = best_indices(&scores, finalists);
+        candidates = keep.into_iter().map(|i| candidates[i].clone()).collect();
+    }
+    if let [only] = &candidates[..] {
+        return Some(InputChoice {
+            quantizer: only.quantizer.clone(),
+            error: only.score.unwrap_or_default(),
+        });
+    }
+    let mut best: Option<InputChoice> = None;
+    for candidate in candidates {
+        let error = form.error(problem, &candidate.quantizer);
+        if best.as_ref().is_none_or(|b| error < b.error) {
+            best = Some(InputChoice { quantizer: candidate.quantizer, error });
+        }
+    }
+    best
 }
 
 #[derive(Clone)]
@@ -122,6 +126,10 @@ fn by_maximum(problem: &InputProblem, element: Element, grid: &Grid, rule: Shift
 /// Steps an octave of the lattice of scales on which [`by_error`] measures every channel.
 const LATTICE: usize = 8;
 
+/// Octaves above the grid's range for a channel that are looked at all the same: of equally good scales the coarsest is
+/// taken, because it leaves room for larger values than calibration has seen. Wide formats have many such.
+const HEADROOM: usize = 3;
+
 /// Scales on which [`ShiftRule::Error`] measures every channel, for a grid of tensor-wise scales and a largest shift.
 pub fn lattice_steps(grid: &Grid, max_shift: u8) -> usize {
     (grid_octaves(grid) + usize::from(max_shift)) * LATTICE + 1
@@ -143,10 +151,23 @@ fn by_error(problem: &InputProblem, form: &Form, element: Element, grid: &Grid) 
             (f64::from(top) * (-(i as f64) / LATTICE as f64).exp2()).max(f64::from(f32::MIN_POSITIVE)) as f32
         })
         .collect();
-    // errors[j][i]: channel j at lattice scale i.
+    // errors[j][i]: channel j at lattice scale i. Scales far beyond the grid's range for this channel are left out as long
+    // as every tensor scale leaves one within reach of a shift.
     let errors: Vec<Vec<f64>> = (0..problem.x.cols)
         .into_par_iter()
-        .map(|j| lattice.iter().map(|&scale| form.channel_error(element, scale, j)).collect())
+        .map(|j| {
+            if problem.channel_max[j] == 0.0 {
+                return vec![0.0; lattice.len()];
+            }
+            let coarsest = element.scale_from_max(problem.channel_max[j]) * grid.high;
+            let within = lattice.partition_point(|&s| s > coarsest).min(max_shift * LATTICE);
+            let range = within.saturating_sub(HEADROOM * LATTICE)..=within + tensor_steps;
+            let error = |(i, &scale): (usize, &f32)| match range.contains(&i) {
+                true => form.channel_error(element, scale, j),
+                false => f64::INFINITY,
+            };
+            lattice.iter().enumerate().map(error).collect()
+        })
         .collect();
     (0..=tensor_steps)
         .into_par_iter()
@@ -165,6 +186,7 @@ fn by_error(problem: &InputProblem, form: &Form, element: Element, grid: &Grid) 
                     best as u8
                 })
                 .collect();
+
             Candidate { quantizer: InputQuantizer::new(element, lattice[i], shifts), score: Some(score) }
         })
         .collect()

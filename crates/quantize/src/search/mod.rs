@@ -7,7 +7,7 @@ mod weight;
 
 pub use grid::{Grid, GridKind};
 pub use input::{InputChoice, InputProblem, ShiftRule, lattice_steps, search_input};
-pub use weight::{RowChoice, WeightProblem, search_weight};
+pub use weight::{RowChoice, WeightProblem, search_weight, search_weight_by_columns};
 
 /// How many candidates are scored by the full quadratic form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

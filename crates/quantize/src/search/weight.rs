@@ -109,3 +109,33 @@ fn row_errors(problem: &WeightProblem, element: Element, scales: &[f32]) -> Vec<
         .map(|r| dot(e.row(r), ge.row(r)) + problem.linear.map_or(0.0, |c| 2.0 * dot(e.row(r), c.row(r))))
         .collect()
 }
+
+/// Finds the scale of every row of `weight` `[rows, counts.len()]` in each of `elements` for which `Σ counts_j e_j²` is least, `e`
+/// being the error of rounding to nearest. With error feedback and `counts` the squared pivots of the factor, that is the output
+/// error as far as it can be known before the rounding (each column then has its own rounding error, of the same size).
+pub fn search_weight_by_columns(
+    weight: &[f32],
+    counts: &[f32],
+    elements: &[Element],
+    grid: &Grid,
+) -> Vec<RowChoice> {
+    let factors = grid.factors();
+    let zeros = vec![0.0; counts.len()];
+    let search = |element: Element, row: &[f32]| {
+        let base = element.scale_from_max(kernel::max_abs(row));
+        let scored = factors.iter().map(|&f| {
+            let scale = grid.scale(element, f, base);
+            (scale, kernel::quadratic_error(element, scale, row, counts, &zeros))
+        });
+        scored.reduce(|a, b| if b.1 < a.1 { b } else { a }).unwrap_or((base, f64::INFINITY))
+    };
+    elements
+        .iter()
+        .map(|&element| {
+            let best: Vec<(f32, f64)> =
+                weight.par_chunks(counts.len()).map(|row| search(element, row)).collect();
+            let (scales, errors) = best.into_iter().unzip();
+            RowChoice { element, scales, errors }
+        })
+        .collect()
+}
