@@ -1,6 +1,8 @@
 //! The options. Their comments are what `--help` prints.
 
+use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use halfbyte_model::SHAPES;
 use halfbyte_quantize::{Calibration, Search};
 use std::path::PathBuf;
 
@@ -36,6 +38,7 @@ pub(crate) enum Command {
     Eval(EvalArgs),
     Inspect(InspectArgs),
     Recipes(RecipesArgs),
+    Synth(SynthArgs),
 }
 
 const DEMO: &str = "\
@@ -181,6 +184,34 @@ pub(crate) struct RecipesArgs {
     pub(crate) output: OutputArgs,
 }
 
+const SYNTH: &str = "\
+Examples:
+  halfbyte synth --like llama-7b --layers 2 --out random-7b
+  halfbyte quantize random-7b --recipe fpq-w4a4 --calibration text.txt --out random-7b-fp4
+
+Weights are random bf16 numbers, the tokenizer is one of single bytes: such a model says nothing of accuracy. Time and \
+memory of every block are those of the real one, so two blocks tell what a whole model would take.";
+
+/// Write a random checkpoint in the shape of a known model, to try time and memory on this machine.
+#[derive(Debug, Args)]
+#[command(after_help = SYNTH)]
+pub(crate) struct SynthArgs {
+    /// Whose shape.
+    #[arg(long, value_name = "SHAPE", value_parser = PossibleValuesParser::new(SHAPES.map(|s| s.name)))]
+    pub(crate) like: String,
+    /// Blocks to write [default: all that the model has].
+    #[arg(long, value_name = "N", value_parser = at_least(1))]
+    pub(crate) layers: Option<usize>,
+    /// Folder to write; it must not exist yet.
+    #[arg(long)]
+    pub(crate) out: PathBuf,
+    /// Seed of the weights.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) seed: u64,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
 /// The recipe, and options that override its fields.
 #[derive(Debug, Args)]
 pub(crate) struct RecipeArgs {
@@ -226,9 +257,14 @@ pub(crate) struct CalibrationArgs {
     /// Tokens of a calibration window [default: 512, or the model's context if that is shorter].
     #[arg(long, value_name = "TOKENS", value_parser = at_least(1))]
     pub(crate) calibration_window: Option<usize>,
-    /// Most memory for activations of the calibration text; beyond it they go to temporary files in OUT.partial.
-    #[arg(long, default_value = "1GiB", value_name = "SIZE", value_parser = size)]
-    pub(crate) activation_memory: u64,
+    /// Most memory for activations of the calibration text; beyond it they go to temporary files in OUT.partial
+    /// [default: 1GiB, or whatever fits the memory limit].
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(crate) activation_memory: Option<u64>,
+    /// Most memory for the whole run, such as 2GiB: activations go to files if they must, and a run that would need more
+    /// all the same is refused before it starts.
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(crate) memory_limit: Option<u64>,
 }
 
 /// How results are printed.

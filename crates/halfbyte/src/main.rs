@@ -36,5 +36,6 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Eval(args) => commands::eval::run(args),
         Command::Inspect(args) => commands::inspect::run(args),
         Command::Recipes(args) => commands::recipes::run(args),
+        Command::Synth(args) => commands::synth::run(args),
     }
 }

@@ -5,9 +5,10 @@ mod util;
 
 use serde_json::Value;
 use std::fs;
+use std::path::Path;
 use util::*;
 
-const COMMANDS: [&str; 6] = ["demo", "plan", "quantize", "eval", "inspect", "recipes"];
+const COMMANDS: [&str; 7] = ["demo", "plan", "quantize", "eval", "inspect", "recipes", "synth"];
 
 #[test]
 fn every_help_has_examples_and_explains_every_option() {
@@ -217,4 +218,48 @@ fn options_override_the_recipe() {
     );
     assert_eq!((&recipe["search"], &recipe["weight_grid"]["kind"]), (&"ranked".into(), &"maxval".into()));
     assert_eq!(recipe["keep"], serde_json::json!(["lm_head"]));
+}
+
+#[test]
+fn a_random_model_of_a_known_shape_can_be_quantized_within_a_memory_limit() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, out) = (dir.path().join("model"), dir.path().join("out"));
+    let synth = || {
+        run(["synth", "--like", "smollm2-135m", "--layers", "1", "--json", "--out", model.to_str().unwrap()])
+    };
+    let made = synth().json();
+    assert_eq!((made["layers"].as_u64(), made["parameters"].as_u64()), (Some(1), Some(31_852_224)));
+    synth().refused(&["model exists"]);
+
+    let quantize = |limit: &str, out: &Path| {
+        run([
+            "quantize",
+            model.to_str().unwrap(),
+            "--recipe",
+            "fpq-w4a4",
+            "--calibration",
+            text().to_str().unwrap(),
+            "--calibration-windows",
+            "4",
+            "--keep",
+            "lm_head,embedding",
+            "--memory-limit",
+            limit,
+            "--json",
+            "--out",
+            out.to_str().unwrap(),
+        ])
+    };
+    quantize("30MB", &out).refused(&["--memory-limit 30.0 MB", "would need about"]);
+    assert!(!out.exists());
+    let roomy = quantize("1GiB", &out).json();
+    let needed = roomy["peak_memory_predicted_bytes"].as_u64().unwrap();
+    // A little less than that is obeyed by keeping activations in files, with the same result.
+    let tight_out = dir.path().join("tight");
+    let tight = quantize(&format!("{}", needed - 1_000_000), &tight_out).json();
+    assert!(tight["peak_memory_predicted_bytes"].as_u64().unwrap() < needed);
+    assert_eq!(
+        fs::read(out.join("model.safetensors")).unwrap(),
+        fs::read(tight_out.join("model.safetensors")).unwrap()
+    );
 }

@@ -1,4 +1,4 @@
-use halfbyte_checkpoint::CheckpointError;
+use halfbyte_checkpoint::{CheckpointError, WriteError};
 use halfbyte_formats::FormatError;
 
 /// What can be wrong with a model folder beyond its files.
@@ -7,6 +7,9 @@ pub enum ModelError {
     /// A file or tensor could not be read.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// A file could not be written.
+    #[error(transparent)]
+    Write(#[from] WriteError),
     /// A stored tensor does not fit its scheme.
     #[error(transparent)]
     Format(#[from] FormatError),

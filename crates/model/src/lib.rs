@@ -11,6 +11,7 @@ mod error;
 mod linear;
 mod model;
 mod rope;
+mod synth;
 mod tokenizer;
 
 pub use architectures::{Architecture, BlockSpec, NormSpec, Site, Tap, TapKind};
@@ -19,4 +20,5 @@ pub use error::ModelError;
 pub use linear::{Linear, Weight};
 pub use model::{Embedding, Head, Model};
 pub use rope::Rope;
+pub use synth::{SHAPES, Shape, synthesize};
 pub use tokenizer::Tokenizer;

@@ -4,8 +4,8 @@
 //! time a count of its operations at a speed measured on this machine; their constants are in [`cost`].
 
 use crate::job::activation_bytes;
-use crate::recipe::{First, Method, Recipe};
-use crate::search::{ShiftRule, lattice_steps};
+use crate::recipe::{First, Method, Recipe, Search};
+use crate::search::{ShiftRule, steps_per_channel};
 use halfbyte_checkpoint::CheckpointError;
 use halfbyte_formats::{Element, kernel, pack};
 use halfbyte_model::{Architecture, BlockSpec, Model, Site};
@@ -18,15 +18,10 @@ mod cost {
     pub(super) const PROCESS: u64 = 12 << 20;
     /// Bytes that the tokenizer takes for a byte of tokenizer.json.
     pub(super) const TOKENIZER: u64 = 16;
-    /// Temporaries of the FPQ search over a piece of a group's rows: linear term, its permuted solution, errors of a
-    /// candidate, their product with the Gram matrix.
+    /// Temporaries of a search or correction over a piece of a group's rows.
     pub(super) const PIECE_BUFFERS: u64 = 4;
     /// Bytes of such a piece at most (as in `methods::fpq`).
     pub(super) const PIECE_BYTES: u64 = 16 << 20;
-    /// Matrices `[inputs, inputs]` of a group: Gram, its difference from the cross moments, and its factor.
-    pub(super) const GRAMS: u64 = 3;
-    /// Without correction or feedback, and where inputs are as wanted, the Gram matrix alone.
-    pub(super) const GRAMS_PLAIN: u64 = 1;
     /// Copies of the sample `[tokens, inputs]` in the search of an input: the sample, its transpose, the error of a
     /// candidate.
     pub(super) const SAMPLE_COPIES: u64 = 3;
@@ -379,27 +374,35 @@ impl Shape<'_> {
         let group = if self.recipe.share_input { all } else { chosen.iter().copied().max().unwrap_or(0) };
         let weights = 4 * group * k;
         terms.push(("weights in f32", 4 * all * k));
-        terms.push(("values chosen", weights));
-        // Then one of three: the forward pass to the tap, the search, or the comparison of outputs and packing.
+        // Then one of these, whichever is largest.
         let sample = self.sample();
-        let packing = cost::COMPARED_INPUTS * 4 * sample * k
+        let packing = weights
+            + cost::COMPARED_INPUTS * 4 * sample * k
             + cost::COMPARED_OUTPUTS * 4 * sample * group.min(cost::COMPARED_ROWS)
             + group * k * u64::from(self.recipe.weight_bits.min(8)) / 8;
-        let mut search = 0;
+        let mut moments = vec![("forward pass", forward), ("compare and pack", packing)];
         if self.recipe.method == Method::Fpq {
-            let linear = self.recipe.first == First::Weight || self.recipe.rounds > 1;
-            let copies = cost::SAMPLE_COPIES + if linear { cost::LINEAR_COPIES } else { 0 };
-            search += copies * 4 * sample * k;
-            search += cost::PIECE_BUFFERS * weights.min(cost::PIECE_BYTES);
-            if self.recipe.weight_bits < 16 {
-                let solves = self.recipe.correct || self.recipe.feedback;
-                let cross = self.recipe.activation_bits < 16;
-                let grams = if solves || cross { cost::GRAMS } else { cost::GRAMS_PLAIN };
-                search += grams * 4 * k * k;
+            let recipe = self.recipe;
+            if recipe.activation_bits < 16 {
+                let again = recipe.first == First::Weight || recipe.rounds > 1;
+                let copies = cost::SAMPLE_COPIES + if again { cost::LINEAR_COPIES } else { 0 };
+                let balanced = if chosen.len() > 1 && recipe.share_input { weights } else { 0 };
+                let exact = recipe.finalists > 1 || recipe.search != Search::Ranked;
+                let gram = if exact && group > k { 4 * k * k } else { 0 };
+                let values = if again { weights } else { 0 };
+                moments.push(("search of the input", copies * 4 * sample * k + balanced + gram + values));
+            }
+            if recipe.weight_bits < 16 {
+                let cross = recipe.activation_bits < 16;
+                // Gram matrix (its factor takes its place), and its difference from the cross moments; where that is
+                // multiplied by the inverse first, a copy of it in the order of rounding.
+                let solved = cross && recipe.correct && group > k;
+                let squares = 1 + u64::from(cross) + u64::from(solved);
+                let pieces = cost::PIECE_BUFFERS * weights.min(cost::PIECE_BYTES);
+                moments.push(("search of the weights", weights + squares * 4 * k * k + pieces));
             }
         }
-        let largest = [("forward pass", forward), ("search", search), ("compare and pack", packing)];
-        terms.extend(largest.into_iter().max_by_key(|t| t.1));
+        terms.extend(moments.into_iter().max_by_key(|t| t.1));
     }
 
     /// What every moment has: the program, and the tokenizer that stays from reading the text.
@@ -447,26 +450,34 @@ impl Shape<'_> {
         let scored = |candidates: f64| recipe.exactness().count(candidates as usize) as f64;
         if recipe.activation_bits < 16 {
             let formats = Element::searched(recipe.activation_bits).len() as f64;
-            let lattice = recipe.shifts == ShiftRule::Error;
-            let candidates = if lattice {
-                lattice_steps(&recipe.activation_grid, recipe.max_shift) as f64
-            } else {
-                recipe.activation_grid.steps as f64
+            let candidates = match recipe.shifts {
+                ShiftRule::Error => steps_per_channel(&recipe.activation_grid) as f64,
+                _ => recipe.activation_grid.steps as f64,
             };
-            let narrow = n.min(k);
-            work.multiply_adds += times * (n * k * k + 3.0 * sample * n * k);
-            work.multiply_adds += times * formats * scored(candidates) * sample * k * narrow;
+            if recipe.share_input && rows.len() > 1 {
+                work.multiply_adds += times * sample * n * k;
+            }
+            if recipe.first == First::Weight || recipe.rounds > 1 {
+                work.multiply_adds += times * 3.0 * sample * n * k;
+            }
+            let exact = scored(formats * recipe.activation_grid.steps as f64);
+            if exact > 1.0 {
+                let gram = if n > k { n * k * k / 2.0 } else { 0.0 };
+                work.multiply_adds += times * (exact * sample * k * n.min(k) + gram);
+            }
             work.roundings += times * formats * candidates * sample * k;
         }
         if recipe.weight_bits < 16 {
             let formats = Element::searched(recipe.weight_bits).len() as f64;
             let candidates = recipe.weight_grid.steps as f64;
             let moments = if recipe.activation_bits < 16 { 1.5 } else { 0.5 };
-            work.multiply_adds += times * (moments * tokens * k * k + n * k * k);
-            work.multiply_adds += times * formats * scored(candidates) * n * k * k;
-            work.roundings += times * formats * (candidates + scored(candidates)) * n * k;
+            work.multiply_adds += times * moments * tokens * k * k;
+            work.roundings += times * formats * candidates * n * k;
             if recipe.correct || recipe.feedback {
-                work.multiply_adds += times * (k * k * k / 6.0 + 1.5 * n * k * k);
+                work.multiply_adds += times * (k * k * k / 6.0 + (n + n.min(k) + n / 2.0) * k * k);
+            } else {
+                work.multiply_adds += times * (1.0 + formats * scored(candidates)) * n * k * k;
+                work.roundings += times * formats * scored(candidates) * n * k;
             }
         }
     }

@@ -6,7 +6,7 @@ use crate::output::{self, Table, bytes, thousands};
 use crate::{recipes, system};
 use anyhow::Context;
 use halfbyte_model::Model;
-use halfbyte_quantize::{Plan, PlanOptions, PlannedSite, Speed};
+use halfbyte_quantize::{Plan, PlanOptions, PlannedSite, Recipe, Speed};
 use serde_json::{Map, Value, json};
 use std::fmt::Write;
 
@@ -18,12 +18,9 @@ pub(crate) fn run(args: &PlanArgs, every_layer: bool) -> anyhow::Result<()> {
     let model = open_original(&args.model)?;
     let recipe = recipes::chosen(&args.recipe, &model.architecture)?;
     let text_windows = args.calibration.calibration_windows;
-    let options = PlanOptions {
-        windows: text_windows + recipe.coverage_windows(text_windows),
-        window: calibration_window(&args.calibration, &model)?,
-        activation_memory: args.calibration.activation_memory,
-    };
-    let plan = halfbyte_quantize::plan(&model, &recipe, options)?;
+    let windows = text_windows + recipe.coverage_windows(text_windows);
+    let window = calibration_window(&args.calibration, &model)?;
+    let (plan, options) = planned(&model, &recipe, &args.calibration, windows, window)?;
     let seconds = plan.work.seconds(Speed::measure());
     if args.output.json {
         return output::print_json(&json(&plan, &recipe.name, seconds, every_layer));
@@ -69,6 +66,46 @@ pub(crate) fn calibration_window(args: &CalibrationArgs, model: &Model) -> anyho
         Some(window) => Ok(window),
         None => Ok(WINDOW.min(context)),
     }
+}
+
+/// Most memory for activations where no option says otherwise.
+const ACTIVATION_MEMORY: u64 = 1 << 30;
+
+/// The plan of a run and how it keeps its activations: in memory where --memory-limit or the default allows it, else in
+/// files.
+pub(crate) fn planned(
+    model: &Model,
+    recipe: &Recipe,
+    args: &CalibrationArgs,
+    windows: usize,
+    window: usize,
+) -> anyhow::Result<(Plan, PlanOptions)> {
+    let with = |activation_memory| {
+        let options = PlanOptions { windows, window, activation_memory };
+        Ok::<_, anyhow::Error>((halfbyte_quantize::plan(model, recipe, options)?, options))
+    };
+    let Some(limit) = args.memory_limit else {
+        return with(args.activation_memory.unwrap_or(ACTIVATION_MEMORY));
+    };
+    let mut least = u64::MAX;
+    let choices = match args.activation_memory {
+        Some(chosen) => vec![chosen],
+        None => vec![u64::MAX, 0],
+    };
+    for activation_memory in choices {
+        let (plan, options) = with(activation_memory)?;
+        least = plan.memory.peak_bytes();
+        if least <= limit {
+            return Ok((plan, options));
+        }
+    }
+    Err(Failure::new(format!(
+        "the run would need about {}, more than --memory-limit {}",
+        bytes(least),
+        bytes(limit)
+    ))
+    .hint("allow more, or keep the largest layers with --keep, or take a recipe with fewer sample_tokens")
+    .into())
 }
 
 /// The lines that matter most; `quantize` prints them too.

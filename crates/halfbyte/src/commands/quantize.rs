@@ -1,6 +1,6 @@
 //! `halfbyte quantize`: the whole run, from a checkpoint to the output folder.
 
-use super::plan::{calibration_window, headline, open_original};
+use super::plan::{calibration_window, headline, open_original, planned};
 use crate::cli::QuantizeArgs;
 use crate::fail::Failure;
 use crate::output::{self, bytes, duration};
@@ -9,7 +9,7 @@ use crate::{recipes, system};
 use anyhow::Context;
 use halfbyte_checkpoint::require_space;
 use halfbyte_evaluate::read_text;
-use halfbyte_quantize::{Job, Plan, PlanOptions, calibration_windows, partial_dir, phase_seconds};
+use halfbyte_quantize::{Job, Plan, calibration_windows, partial_dir, phase_seconds};
 use serde_json::{Map, Value, json};
 use std::fmt::Write;
 use std::fs::{self, File, TryLockError};
@@ -33,9 +33,8 @@ pub(crate) fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
     info!(tokens = tokens.len(), windows = windows.len(), window, "calibration text tokenised");
     drop(tokens);
 
-    let activation_memory = args.calibration.activation_memory;
-    let options = PlanOptions { windows: windows.len(), window, activation_memory };
-    let plan = halfbyte_quantize::plan(&model, &recipe, options)?;
+    let (plan, options) = planned(&model, &recipe, &args.calibration, windows.len(), window)?;
+    let activation_memory = options.activation_memory;
     if !args.output.json {
         let mut text = headline(&plan)?;
         writeln!(text, "calibration    {} windows of {window} tokens", windows.len())?;

@@ -32,6 +32,26 @@ pub struct Architecture {
     pub blocks: Vec<BlockSpec>,
 }
 
+impl Architecture {
+    /// Names and shapes of all tensors of an unquantized checkpoint, in the order of the computation.
+    pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
+        let mut tensors = vec![(self.embedding.clone(), vec![self.vocabulary, self.hidden])];
+        for block in &self.blocks {
+            tensors.push((block.attention_norm.name.clone(), vec![self.hidden]));
+            tensors.push((block.mlp_norm.name.clone(), vec![self.hidden]));
+            for norm in block.query_key_norm.iter().flat_map(|(q, k)| [q, k]) {
+                tensors.push((norm.name.clone(), vec![block.attention.head_dim]));
+            }
+            block.taps.iter().flat_map(|t| &t.sites).for_each(|site| tensors.extend(site.tensors()));
+        }
+        tensors.push((self.final_norm.name.clone(), vec![self.hidden]));
+        if !self.tied {
+            tensors.extend(self.head.tensors());
+        }
+        tensors
+    }
+}
+
 /// One transformer block.
 #[derive(Clone, Debug)]
 pub struct BlockSpec {
@@ -108,6 +128,12 @@ pub struct Site {
 }
 
 impl Site {
+    /// Names and shapes of its tensors.
+    fn tensors(&self) -> impl Iterator<Item = (String, Vec<usize>)> {
+        let bias = self.bias.then(|| (format!("{}.bias", self.name), vec![self.outputs]));
+        [(format!("{}.weight", self.name), vec![self.outputs, self.inputs])].into_iter().chain(bias)
+    }
+
     /// Last part of the name, which says the kind of layer: `q_proj`, `down_proj`, `lm_head`.
     pub fn kind(&self) -> &str {
         self.name.rsplit('.').next().unwrap_or(&self.name)

@@ -76,22 +76,28 @@ impl GroupSearch<'_> {
             return Ok(());
         }
         let elements = recipe.elements(recipe.activation_bits);
-        let weight = self.codes.as_ref().map_or(&self.group.weight, |c| &c.values);
-        let full = &self.group.weight;
         let factors = self.layer_factors();
-        let (weight, full) = (&balanced(weight, &factors), &balanced(full, &factors));
-        let linear = self.input_linear(weight, full);
+        let full = &self.group.weight;
+        let (weight, linear) = match &self.codes {
+            // Ŵ is W, and the linear term zero.
+            None => (balanced(full, &factors), None),
+            Some(codes) => {
+                let weight = balanced(&codes.values, &factors);
+                let linear = self.input_linear(&weight, &balanced(full, &factors));
+                (weight, Some(linear))
+            }
+        };
         let problem = InputProblem {
             x: &self.sample.x,
             linear: linear.as_ref(),
-            weight,
+            weight: &weight,
             token_weights: self.sample.weights.as_deref(),
             channel_max: &self.channel_max,
             max_shift: recipe.max_shift,
         };
         let best = if recipe.search == Search::Direct {
             let candidates = |element| problem.candidates(element, &recipe.activation_grid, recipe.shifts);
-            direct::search_input(self.inputs, weight, full, &elements, &candidates)?
+            direct::search_input(self.inputs, &weight, &balanced(full, &factors), &elements, &candidates)?
         } else {
             search_input(&problem, &elements, &recipe.activation_grid, recipe.shifts, recipe.exactness())
         };
@@ -128,9 +134,8 @@ impl GroupSearch<'_> {
         factors
     }
 
-    /// `P = (X Ŵᵀ − X Wᵀ) Ŵ` over the sample, `[tokens, inputs]`; `None` while Ŵ is W.
-    fn input_linear(&self, weight: &Matrix, full: &Matrix) -> Option<Matrix> {
-        self.codes.as_ref()?;
+    /// `P = (X Ŵᵀ − X Wᵀ) Ŵ` over the sample, `[tokens, inputs]`.
+    fn input_linear(&self, weight: &Matrix, full: &Matrix) -> Matrix {
         let inputs = weight.cols;
         let x = Rows::new(&self.sample.x.data, inputs);
         let mut linear = Matrix::zeros(self.sample.x.rows, inputs);
@@ -142,7 +147,7 @@ impl GroupSearch<'_> {
             let columns = Columns::new(weight, inputs, inputs);
             product_into(&Rows::new(&residual.data, residual.cols), &columns, &mut linear.data, inputs);
         }
-        Some(linear)
+        linear
     }
 
     fn search_weight(&mut self) -> Result<(), QuantizeError> {

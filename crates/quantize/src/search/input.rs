@@ -88,9 +88,16 @@ pub fn search_input(
             error: only.score.unwrap_or_default(),
         });
     }
+    let gram = (problem.weight.rows > problem.x.cols).then(|| {
+        let inputs = problem.x.cols;
+        let mut g = vec![0.0; inputs * inputs];
+        halfbyte_tensor::gram(&problem.weight.data, inputs, &mut g);
+        mirror(&mut g, inputs);
+        g
+    });
     let mut best: Option<InputChoice> = None;
     for candidate in candidates {
-        let error = form.error(problem, &candidate.quantizer);
+        let error = Form::error(problem, gram.as_deref(), &candidate.quantizer);
         if best.as_ref().is_none_or(|b| error < b.error) {
             best = Some(InputChoice { quantizer: candidate.quantizer, error });
         }
@@ -130,9 +137,9 @@ const LATTICE: usize = 8;
 /// taken, because it leaves room for larger values than calibration has seen. Wide formats have many such.
 const HEADROOM: usize = 3;
 
-/// Scales on which [`ShiftRule::Error`] measures every channel, for a grid of tensor-wise scales and a largest shift.
-pub fn lattice_steps(grid: &Grid, max_shift: u8) -> usize {
-    (grid_octaves(grid) + usize::from(max_shift)) * LATTICE + 1
+/// Scales at which [`ShiftRule::Error`] measures every channel, for a grid of tensor-wise scales.
+pub fn steps_per_channel(grid: &Grid) -> usize {
+    (grid_octaves(grid) + HEADROOM) * LATTICE + 1
 }
 
 fn grid_octaves(grid: &Grid) -> usize {
@@ -146,7 +153,7 @@ fn by_error(problem: &InputProblem, form: &Form, element: Element, grid: &Grid) 
     let top = element.scale_from_max(largest) * grid.high;
     let tensor_steps = grid_octaves(grid) * LATTICE;
     let max_shift = usize::from(problem.max_shift);
-    let lattice: Vec<f32> = (0..lattice_steps(grid, problem.max_shift))
+    let lattice: Vec<f32> = (0..=tensor_steps + max_shift * LATTICE)
         .map(|i| {
             (f64::from(top) * (-(i as f64) / LATTICE as f64).exp2()).max(f64::from(f32::MIN_POSITIVE)) as f32
         })
@@ -202,8 +209,6 @@ struct Form {
     linear: Option<Vec<f32>>,
     /// Diagonal of `ŴᵀŴ`.
     diagonal: Vec<f32>,
-    /// `ŴᵀŴ`, where that is smaller than `Ŵ`.
-    gram: Option<Vec<f32>>,
     tokens: usize,
 }
 
@@ -215,12 +220,6 @@ impl Form {
         for row in w.data.chunks_exact(inputs) {
             diagonal.iter_mut().zip(row).for_each(|(d, w)| *d += w * w);
         }
-        let gram = (w.rows > inputs).then(|| {
-            let mut g = vec![0.0; inputs * inputs];
-            halfbyte_tensor::gram(&w.data, inputs, &mut g);
-            mirror(&mut g, inputs);
-            g
-        });
         let weights = problem.token_weights.map_or_else(|| vec![1.0; tokens], <[f32]>::to_vec);
         let linear = problem.linear.map(|p| {
             let mut lines = transposed(p);
@@ -230,7 +229,7 @@ impl Form {
             });
             lines
         });
-        Self { x: transposed(problem.x), weights, linear, diagonal, gram, tokens }
+        Self { x: transposed(problem.x), weights, linear, diagonal, tokens }
     }
 
     /// The error of channel `j` alone at one scale, as the diagonal sees it.
@@ -254,8 +253,8 @@ impl Form {
         (0..problem.x.cols).map(|j| self.channel_error(q.element(), scale(j), j)).sum()
     }
 
-    /// The full form.
-    fn error(&self, problem: &InputProblem, q: &InputQuantizer) -> f64 {
+    /// The full form, for `gram` = `ŴᵀŴ` where that is smaller than `Ŵ`.
+    fn error(problem: &InputProblem, gram: Option<&[f32]>, q: &InputQuantizer) -> f64 {
         let inputs = problem.x.cols;
         let mut d = problem.x.data.clone();
         d.par_chunks_mut(inputs).zip(problem.x.data.par_chunks(inputs)).enumerate().for_each(
@@ -266,7 +265,7 @@ impl Form {
             },
         );
         let rows = Rows::new(&d, inputs);
-        let square = match &self.gram {
+        let square = match gram {
             Some(g) => dot(&product(&rows, &Rows::new(g, inputs)).data, &d),
             None => sum_of_squares(&product(&rows, &Rows::new(&problem.weight.data, inputs)).data),
         };

@@ -6,7 +6,7 @@ mod input;
 mod weight;
 
 pub use grid::{Grid, GridKind};
-pub use input::{InputChoice, InputProblem, ShiftRule, lattice_steps, search_input};
+pub use input::{InputChoice, InputProblem, ShiftRule, search_input, steps_per_channel};
 pub use weight::{RowChoice, WeightProblem, search_weight, search_weight_by_columns};
 
 /// How many candidates are scored by the full quadratic form.
