@@ -1,8 +1,10 @@
 //! What a quantization chose and what it cost in accuracy: `report.json` of the output folder.
 
+use crate::profile::code_counts;
 use crate::recipe::Recipe;
 use crate::stream::QuantizedSite;
 use halfbyte_formats::Scheme;
+use halfbyte_model::Model;
 use serde::{Deserialize, Serialize};
 
 /// The whole report. It depends on weights, recipe and calibration tokens alone, so that equal runs give equal bytes.
@@ -10,6 +12,9 @@ use serde::{Deserialize, Serialize};
 pub struct Report {
     /// Version of halfbyte.
     pub halfbyte: String,
+    /// The model before; absent in reports of older versions.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub model: Option<ModelReport>,
     /// The recipe as it was run.
     pub recipe: Recipe,
     /// Calibration windows.
@@ -24,6 +29,24 @@ pub struct Report {
     pub mean_relative_error: f64,
     /// The quantized layers, in the order of the network.
     pub layers: Vec<LayerReport>,
+}
+
+/// The model that was quantized, as its config and headers describe it. Its folder's name is no part of it: a copy elsewhere
+/// gives the same report.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModelReport {
+    /// `model_type` of its config.
+    pub family: String,
+    /// Transformer blocks.
+    pub blocks: usize,
+    /// Channels of the residual stream.
+    pub hidden: usize,
+    /// Size of the vocabulary.
+    pub vocabulary: usize,
+    /// Numbers in all of its tensors.
+    pub parameters: u64,
+    /// Bytes of all of its tensors.
+    pub bytes: u64,
 }
 
 /// One quantized layer.
@@ -41,6 +64,9 @@ pub struct LayerReport {
     /// What was chosen for the input.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub input: Option<InputReport>,
+    /// Largest magnitude of every input channel over the calibration tokens, to 4 digits; empty for the embedding.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub channel_max: Vec<f32>,
     /// Mean squared output error over a sample of calibration tokens; for the embedding that of its values.
     pub error: f64,
     /// Mean square of the full-precision output over the same.
@@ -56,6 +82,12 @@ pub struct WeightReport {
     pub scheme: Scheme,
     /// Exponent bias of every row (for integers `−log2` of the scale).
     pub biases: Vec<f32>,
+    /// How often each code was stored, by code.
+    #[serde(default)]
+    pub codes: Vec<u64>,
+    /// The weight before, against its grid: see [`weight_histogram`](crate::weight_histogram).
+    #[serde(default)]
+    pub histogram: Vec<u64>,
 }
 
 /// The searched parameters of an input.
@@ -78,6 +110,8 @@ impl LayerReport {
         let weight = site.stored.weight.as_ref().map(|w| WeightReport {
             scheme: w.scheme,
             biases: w.scales.iter().map(|&s| w.scheme.element.bias_of_scale(s)).collect(),
+            codes: code_counts(w),
+            histogram: site.profile.weight_histogram.clone(),
         });
         let input = site.stored.input.as_ref().map(|q| InputReport {
             scheme: q.scheme(),
@@ -91,6 +125,7 @@ impl LayerReport {
             bits: bits + left_alone,
             weight,
             input,
+            channel_max: site.profile.channel_max.clone(),
             error: site.error,
             signal: site.signal,
             relative_error,
@@ -98,9 +133,31 @@ impl LayerReport {
     }
 }
 
+impl ModelReport {
+    /// Describes `model`.
+    pub fn new(model: &Model) -> Self {
+        let a = &model.architecture;
+        let tensors = || model.checkpoint.files().iter().flat_map(|f| f.tensors());
+        Self {
+            family: a.family.clone(),
+            blocks: a.blocks.len(),
+            hidden: a.hidden,
+            vocabulary: a.vocabulary,
+            parameters: tensors().map(|t| t.shape.iter().product::<usize>() as u64).sum(),
+            bytes: tensors().map(|t| t.bytes).sum(),
+        }
+    }
+}
+
 impl Report {
     /// Sums up the layers.
-    pub fn new(recipe: &Recipe, windows: &[Vec<u32>], output_bytes: u64, layers: Vec<LayerReport>) -> Self {
+    pub fn new(
+        model: ModelReport,
+        recipe: &Recipe,
+        windows: &[Vec<u32>],
+        output_bytes: u64,
+        layers: Vec<LayerReport>,
+    ) -> Self {
         let weights: usize = layers.iter().map(|l| l.shape[0] * l.shape[1]).sum();
         let bits: u64 = layers.iter().map(|l| l.bits).sum();
         // The embedding has no output of its own to compare.
@@ -111,6 +168,7 @@ impl Report {
             .collect();
         Self {
             halfbyte: env!("CARGO_PKG_VERSION").into(),
+            model: Some(model),
             recipe: recipe.clone(),
             calibration_windows: windows.len(),
             calibration_tokens: windows.iter().map(Vec::len).sum(),

@@ -2,6 +2,7 @@
 
 use crate::QuantizeError;
 use crate::methods::{SiteResult, SiteWeight, quantize_tap};
+use crate::profile::Profile;
 use crate::recipe::{Calibration, Recipe};
 use crate::store::{Place, Store};
 use crate::tap::TapInputs;
@@ -19,6 +20,8 @@ pub struct QuantizedSite {
     pub error: f64,
     /// Mean square of the full-precision output.
     pub signal: f64,
+    /// Distributions of its input and weight, for the report.
+    pub profile: Profile,
 }
 
 /// Called after every tap with the number of its layers; an error stops the run.
@@ -185,6 +188,7 @@ fn replace(linears: Vec<Linear>, results: Vec<Option<SiteResult>>) -> (Vec<Linea
                     stored: StoredLayer { weight: result.weight.clone(), input: result.input.clone() },
                     error: result.error,
                     signal: result.signal,
+                    profile: result.profile,
                 });
                 Linear {
                     weight: result.weight.map_or(linear.weight, Weight::Quantized),

@@ -53,7 +53,14 @@ pub(crate) fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
     require_space_for(&plan, &args.out)?;
     debug!(?recipe, memory = ?plan.memory, "begin");
     let mut bar = Bar::new("layers");
-    let job = Job { model: &model, recipe: &recipe, windows: &windows, out: &args.out, activation_memory };
+    let job = Job {
+        model: &model,
+        recipe: &recipe,
+        windows: &windows,
+        out: &args.out,
+        activation_memory,
+        pages: None,
+    };
     let outcome = halfbyte_quantize::quantize(&job, &mut bar)?;
     let resumed = bar.resumed();
     drop(bar);
