@@ -6,3 +6,4 @@ pub(crate) mod inspect;
 pub(crate) mod plan;
 pub(crate) mod quantize;
 pub(crate) mod recipes;
+pub(crate) mod report;
