@@ -7,12 +7,23 @@ pub struct Document {
     pub title: String,
     /// One sentence below the title.
     pub lead: String,
-    /// The figures a reader looks for first: label and value.
-    pub headline: Vec<(String, String)>,
+    /// The figures a reader looks for first.
+    pub headline: Vec<Tile>,
     /// What follows.
     pub sections: Vec<Section>,
     /// The last line.
     pub footer: String,
+}
+
+/// A figure with a label above and a remark below.
+#[derive(Clone, Debug)]
+pub struct Tile {
+    /// What it is.
+    pub label: &'static str,
+    /// The figure.
+    pub value: String,
+    /// What to hold it against; empty for none.
+    pub remark: String,
 }
 
 /// A part with a heading.

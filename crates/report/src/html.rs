@@ -41,8 +41,12 @@ pub fn html(document: &Document) -> String {
         prose(&document.lead)
     );
     out.push_str("<dl class=\"headline\">\n");
-    for (label, value) in &document.headline {
-        let _ = writeln!(out, "<div><dt>{}</dt><dd>{}</dd></div>", escape(label), escape(value));
+    for tile in &document.headline {
+        let _ = write!(out, "<div><dt>{}</dt><dd>{}", escape(tile.label), escape(&tile.value));
+        if !tile.remark.is_empty() {
+            let _ = write!(out, " <small>{}</small>", escape(&tile.remark));
+        }
+        out.push_str("</dd></div>\n");
     }
     out.push_str("</dl>\n<nav aria-label=\"Sections\"><ul>\n");
     for section in &document.sections {

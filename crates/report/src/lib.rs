@@ -15,7 +15,7 @@ mod ranges;
 mod sections;
 mod svg;
 
-pub use document::{Block, Document, Figure, Section, Table};
+pub use document::{Block, Document, Figure, Section, Table, Tile};
 pub use evaluation::{Divergence, Evaluation, EvaluationError, Perplexity, Run, Task};
 pub use facts::{Facts, Kind, Layer, Size};
 pub use html::html;

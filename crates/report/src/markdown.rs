@@ -73,7 +73,8 @@ fn prose(text: &str) -> String {
     pieces
         .map(|(i, piece)| match i % 2 {
             0 => escape(piece),
-            _ => format!("`{piece}`"),
+            // A line break would end the code.
+            _ => format!("`{}`", piece.replace(char::is_control, " ")),
         })
         .collect()
 }

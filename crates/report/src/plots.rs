@@ -8,15 +8,20 @@ use crate::svg::{Anchor, Axis, Svg, WIDTH, n};
 use halfbyte_quantize::{BINS_PER_UNIT, HISTOGRAM_BINS};
 use std::fmt::Write;
 
+/// Width of a letter in the widest of the fonts that a page may get.
+const WIDE: f64 = 6.5;
+/// The same of names, which are bold.
+const BOLD: f64 = 7.6;
+
 /// Room for a label in front of a row.
 fn label_width<'a>(labels: impl IntoIterator<Item = &'a str>) -> f64 {
     let longest = labels.into_iter().map(|l| l.chars().count()).max().unwrap_or(0);
-    (longest as f64 * 6.1 + 8.0).clamp(30.0, 130.0)
+    (longest as f64 * WIDE + 8.0).clamp(30.0, 150.0)
 }
 
 /// The end of a label that fits into `width`: what tells names apart is usually there.
-fn fitting(label: &str, width: f64) -> String {
-    let room = ((width - 6.0) / 6.1) as usize;
+fn fitting(label: &str, width: f64, letter: f64) -> String {
+    let room = ((width - 6.0) / letter) as usize;
     match label.chars().count() {
         count if count > room => {
             std::iter::once('…').chain(label.chars().skip(count + 1 - room.max(2))).collect()
@@ -63,7 +68,7 @@ impl<'a> Grid<'a> {
     fn frame(&self, svg: &mut Svg) {
         for (row, kind) in self.kinds.iter().enumerate() {
             let y = TOP + row as f64 * ROW + 12.0;
-            svg.text(self.left - 5.0, y, Anchor::End, "", &fitting(kind, self.left));
+            svg.text(self.left - 5.0, y, Anchor::End, "", &fitting(kind, self.left, WIDE));
         }
         let every = [1, 2, 5, 10, 20, 50, 100].into_iter().find(|e| self.blocks.div_ceil(*e) <= 12);
         for block in (0..self.blocks).step_by(every.unwrap_or(200)) {
@@ -140,7 +145,7 @@ pub(crate) fn error_kinds(facts: &Facts) -> Option<String> {
     svg.text(WIDTH - 4.0, 10.0, Anchor::End, "small", "median");
     for (i, kind) in facts.kinds.iter().enumerate() {
         let y = 18.0 + (i as f64 + 0.5) * row;
-        svg.text(left - 3.0, y + 4.0, Anchor::End, "", &fitting(&kind.kind, left));
+        svg.text(left - 3.0, y + 4.0, Anchor::End, "", &fitting(&kind.kind, left, WIDE));
         svg.dots(kind.relative_errors.iter().filter(|e| **e > 0.0).map(|e| (axis.to(*e), y)), "dots s0");
         let median = median(&kind.relative_errors);
         if median > 0.0 {
@@ -358,7 +363,7 @@ pub(crate) fn shift_map(rows: &[(String, Vec<f64>)]) -> String {
     let mut svg = Svg::new("shifts", "Shifts by place", description, bottom + 30.0);
     for (i, (label, shares)) in rows.iter().enumerate() {
         let y = 4.0 + i as f64 * row;
-        svg.text(left - 4.0, y + 14.0, Anchor::End, "", &fitting(label, left));
+        svg.text(left - 4.0, y + 14.0, Anchor::End, "", &fitting(label, left, WIDE));
         for (shift, &share) in shares.iter().enumerate() {
             if share == 0.0 {
                 continue;
@@ -381,7 +386,7 @@ pub(crate) fn shift_map(rows: &[(String, Vec<f64>)]) -> String {
 
 /// The weights of one kind against the grid of their codes, and how often each code is used.
 pub(crate) fn weight_shape(kind: &Kind, shape: &WeightShape, id: &str, title: &str) -> String {
-    let height = 206.0;
+    let height = 212.0;
     let (left, right) = (8.0, WIDTH - 8.0);
     let (top, middle) = (16.0, 106.0);
     let total = shape.histogram.iter().sum::<u64>().max(1) as f64;
@@ -529,7 +534,7 @@ pub(crate) fn measure(m: &Measure) -> Option<String> {
     }
     for (i, (name, value, margin)) in m.rows.iter().enumerate() {
         let y = 4.0 + i as f64 * row;
-        svg.text(10.0, y + 11.0, Anchor::Start, "name", &fitting(name, WIDTH - 20.0));
+        svg.text(10.0, y + 11.0, Anchor::Start, "name", &fitting(name, WIDTH - 14.0, BOLD));
         let y = y + 22.0;
         if let Some(margin) = margin {
             svg.line(
@@ -571,7 +576,7 @@ pub(crate) fn tasks(evaluations: &[Evaluation], names: &[String]) -> Option<Stri
     for (i, e) in shown.iter().enumerate() {
         let y = 8.0 + 16.0 * i as f64;
         mark(&mut svg, i, left + 6.0, y);
-        svg.text(left + 16.0, y + 4.0, Anchor::Start, "name", &fitting(&e.model, WIDTH - left - 20.0));
+        svg.text(left + 16.0, y + 4.0, Anchor::Start, "name", &fitting(&e.model, WIDTH - left - 16.0, BOLD));
     }
     let axis = Axis::linear((low, high), (left + 6.0, WIDTH - 14.0));
     for tick in axis.ticks(5) {
@@ -587,7 +592,7 @@ pub(crate) fn tasks(evaluations: &[Evaluation], names: &[String]) -> Option<Stri
     for (t, name) in names.iter().enumerate() {
         let y = legend + 8.0 + t as f64 * row;
         svg.line((4.0, y), (WIDTH - 4.0, y), "grid");
-        svg.text(left - 2.0, y + row / 2.0 + 4.0, Anchor::End, "", &fitting(name, left));
+        svg.text(left - 2.0, y + row / 2.0 + 4.0, Anchor::End, "", &fitting(name, left, WIDE));
         for (i, e) in shown.iter().enumerate() {
             let Some((task, acc)) = task(e, name).and_then(|t| Some((t.clone(), t.acc?))) else { continue };
             let y = y + 10.0 + 10.0 * i as f64;

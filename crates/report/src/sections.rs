@@ -1,6 +1,6 @@
 //! The facts told as a document.
 
-use crate::document::{Block, Document, Figure, Section, Table};
+use crate::document::{Block, Document, Figure, Section, Table, Tile};
 use crate::evaluation::{Evaluation, NORMAL_95};
 use crate::facts::{Facts, Layer};
 use crate::numbers::{bytes, duration, percent, power_of_two, significant, thousands};
@@ -39,33 +39,49 @@ fn or_none(text: Option<String>) -> String {
     text.unwrap_or_else(|| NONE.into())
 }
 
-fn headline(f: &Facts) -> Vec<(String, String)> {
+fn headline(f: &Facts) -> Vec<Tile> {
+    let tile = |label, value: String| Tile { label, value, remark: String::new() };
     let mut tiles = vec![
-        ("Size".to_string(), bytes(f.output_bytes)),
-        ("Bits per weight".into(), format!("{:.3}", f.bits_per_weight)),
-        ("Mean output error".into(), percent(f.mean_relative_error)),
+        tile("Size", bytes(f.output_bytes)),
+        tile("Bits per weight", format!("{:.3}", f.bits_per_weight)),
+        tile("Mean output error", percent(f.mean_relative_error)),
     ];
     if let Some(model) = &f.model {
-        tiles[0].1 += &format!(", was {}", bytes(model.bytes));
+        tiles[0].remark = format!("was {}", bytes(model.bytes));
     }
-    if let Some(one) = f.evaluations.iter().find(|e| e.this_folder) {
-        if let Some(p) = &one.perplexity {
-            tiles.push(("Perplexity".into(), significant(p.value, 4)));
+    if let Some(own) = f.evaluations.iter().find(|e| e.this_folder) {
+        // The model before, if it was measured the same way.
+        let full = |e: &&Evaluation| e.recipe.is_none() && !e.this_folder;
+        let original = f.evaluations.iter().find(full);
+        let was = |value: Option<String>| value.map_or(String::new(), |v| format!("was {v}"));
+        if let Some(p) = &own.perplexity {
+            let before = original.and_then(|e| e.perplexity.as_ref()).filter(|o| o.tokens == p.tokens);
+            tiles.push(Tile {
+                remark: was(before.map(|o| significant(o.value, 4))),
+                ..tile("Perplexity", significant(p.value, 4))
+            });
         }
-        if let Some(mean) = one.kld.as_ref().and_then(|k| k.mean) {
-            tiles.push(("KL divergence".into(), significant(mean, 3)));
+        if let Some(mean) = own.kld.as_ref().and_then(|k| k.mean) {
+            tiles.push(tile("KL divergence", significant(mean, 3)));
         }
-        if let Some(mean) = mean_accuracy(one) {
-            tiles.push(("Mean accuracy".into(), percent(mean)));
+        if let Some(mean) = mean_accuracy(own) {
+            let names = |e: &Evaluation| e.tasks.iter().map(|t| t.0.clone()).collect::<Vec<_>>();
+            let before = original.filter(|o| names(o) == names(own)).and_then(mean_accuracy);
+            tiles.push(Tile { remark: was(before.map(percent)), ..tile("Mean accuracy", percent(mean)) });
         }
     }
     if let Some(run) = f.run.as_ref().filter(|r| !r.partial) {
-        tiles.push(("Time".into(), duration(run.seconds)));
+        tiles.push(tile("Time", duration(run.seconds)));
         if let Some(peak) = run.peak_rss_bytes {
-            tiles.push(("Peak memory".into(), bytes(peak)));
+            tiles.push(tile("Peak memory", bytes(peak)));
         }
     }
     tiles
+}
+
+/// A name within a sentence, where backticks would begin code.
+fn name(text: &str) -> String {
+    text.replace('`', "'")
 }
 
 fn summary(f: &Facts) -> Option<Section> {
@@ -134,7 +150,6 @@ fn evaluated(f: &Facts) -> Table {
         ("KLD, mean", Box::new(|e| e.kld.as_ref()?.mean.map(|v| significant(v, 3)))),
         ("Same top token", Box::new(|e| e.kld.as_ref()?.top1_agreement.map(percent))),
         ("Mean accuracy", Box::new(|e| mean_accuracy(e).map(percent))),
-        ("Time to measure", Box::new(|e| e.seconds.map(duration))),
     ];
     let used: Vec<Column> =
         columns.into_iter().filter(|(_, cell)| f.evaluations.iter().any(|e| cell(e).is_some())).collect();
@@ -258,7 +273,7 @@ fn errors(f: &Facts) -> Option<Section> {
          for the embedding that of its values. The mean over layers is {}; the largest is {} in `{}`.",
         percent(f.mean_relative_error),
         percent(worst.relative_error),
-        worst.name
+        name(&worst.name)
     );
     let mut figures = Vec::new();
     if let Some(svg) = plots::error_kinds(f) {
@@ -399,8 +414,9 @@ fn ranges(f: &Facts) -> Option<Section> {
     let mut text = "The input channels of a layer differ in size, much between channels and little within one, and share one scale. ".to_string();
     text += match (shifted, quantized) {
         (true, _) => {
-            "The pre-shifted exponent bias multiplies channel j by 2^s_j before quantization, and the weight by 2^−s_j, which costs \
-             nothing: small channels move up into the band in which values are not rounded to zero."
+            "The pre-shifted exponent bias multiplies every channel by `2^s` with an integer shift `s` of its own before \
+             quantization, and its weights by `2^−s`, both without rounding. Small channels move up into the band in which values \
+             are not rounded to zero."
         }
         (false, true) => {
             "This recipe has no pre-shift: channels below the band are rounded to zero throughout."
@@ -418,6 +434,7 @@ fn ranges(f: &Facts) -> Option<Section> {
     let (mut featured, mut by_block, mut shifts) = (Vec::new(), Vec::new(), Vec::new());
     for (i, place) in places.iter().enumerate() {
         let taps: Vec<&TapRange> = f.inputs.iter().filter(|t| t.layers == *place).collect();
+        let place = name(place);
         let widest = taps
             .iter()
             .copied()
@@ -439,7 +456,7 @@ fn ranges(f: &Facts) -> Option<Section> {
         let counted = taps.iter().map(|t| t.shifts.len()).max().unwrap_or(0);
         let total = taps.iter().flat_map(|t| &t.shifts).sum::<usize>().max(1) as f64;
         let share = |s: usize| taps.iter().filter_map(|t| t.shifts.get(s)).sum::<usize>() as f64 / total;
-        shifts.push((place.to_string(), (0..counted).map(share).collect::<Vec<f64>>()));
+        shifts.push((place, (0..counted).map(share).collect::<Vec<f64>>()));
     }
     let mut blocks = vec![Block::Text(text), Block::Figures(featured)];
     if shifted {
@@ -552,11 +569,7 @@ fn weights(f: &Facts) -> Option<Section> {
         }
         let title = format!("{} as {}", kind.kind, shape.format);
         let svg = plots::weight_shape(kind, shape, &format!("weights-{i}"), &title);
-        figures.push(Figure {
-            caption: format!("{} as {}, {layers}.", kind.kind, shape.format),
-            svg,
-            table: t,
-        });
+        figures.push(Figure { caption: format!("{}, {layers}.", name(&title)), svg, table: t });
     }
     if figures.is_empty() {
         return None;
@@ -626,7 +639,7 @@ fn size_and_speed(f: &Facts) -> Option<Section> {
 fn recipe(f: &Facts) -> Option<Section> {
     let toml = recipe_toml(&f.recipe).ok()?;
     let text = format!(
-        "Calibrated on {} windows of {} tokens in all. Weights, recipe and calibration tokens alone decide the result.",
+        "Calibrated on {} windows, {} tokens in all. Weights, recipe and calibration tokens alone decide the result.",
         f.calibration_windows,
         thousands(f.calibration_tokens as u64)
     );
