@@ -380,7 +380,8 @@ impl Run<'_> {
                 copy_atomic(&from, &output.join(name))?;
             }
         }
-        write_atomic(&output.join("report.json"), json(&report)?.as_bytes())?;
+        let written = report.to_json().map_err(|e| QuantizeError::Output(e.to_string()))?;
+        write_atomic(&output.join("report.json"), written.as_bytes())?;
         for (name, contents) in self.job.pages.map(|pages| pages(&report)).unwrap_or_default() {
             write_atomic(&output.join(name), contents.as_bytes())?;
         }

@@ -6,6 +6,8 @@ use crate::stream::QuantizedSite;
 use halfbyte_formats::Scheme;
 use halfbyte_model::Model;
 use serde::{Deserialize, Serialize};
+use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
+use std::io::{self, Write};
 
 /// The whole report. It depends on weights, recipe and calibration tokens alone, so that equal runs give equal bytes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -133,6 +135,44 @@ impl LayerReport {
     }
 }
 
+impl Report {
+    /// The report as indented JSON in which an array is one line: a bias for every row and a range for every channel would
+    /// make most of the file indentation.
+    ///
+    /// # Errors
+    /// As [`serde_json::to_string`].
+    pub fn to_json(&self) -> serde_json::Result<String> {
+        let mut out = Vec::new();
+        self.serialize(&mut Serializer::with_formatter(&mut out, Lines(PrettyFormatter::new())))?;
+        String::from_utf8(out).map_err(serde::ser::Error::custom)
+    }
+}
+
+/// Objects indented, arrays in one line.
+struct Lines(PrettyFormatter<'static>);
+
+impl Formatter for Lines {
+    fn begin_object<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.0.begin_object(writer)
+    }
+
+    fn end_object<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.0.end_object(writer)
+    }
+
+    fn begin_object_key<W: ?Sized + Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
+        self.0.begin_object_key(writer, first)
+    }
+
+    fn begin_object_value<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.0.begin_object_value(writer)
+    }
+
+    fn end_object_value<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.0.end_object_value(writer)
+    }
+}
+
 impl ModelReport {
     /// Describes `model`.
     pub fn new(model: &Model) -> Self {
@@ -177,5 +217,37 @@ impl Report {
             mean_relative_error: errors.iter().sum::<f64>() / errors.len().max(1) as f64,
             layers,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arrays_are_one_line_and_read_back() {
+        let model = ModelReport {
+            family: "llama".into(),
+            blocks: 1,
+            hidden: 4,
+            vocabulary: 8,
+            parameters: 100,
+            bytes: 400,
+        };
+        let layer = LayerReport {
+            name: "a".into(),
+            shape: [2, 4],
+            bits: 32,
+            weight: None,
+            input: None,
+            channel_max: vec![1.5, 2.0, 0.25, 0.0],
+            error: 0.5,
+            signal: 2.0,
+            relative_error: 0.25,
+        };
+        let report = Report::new(model, &Recipe::default(), &[vec![1, 2]], 99, vec![layer]);
+        let text = report.to_json().unwrap();
+        assert!(text.contains("\n    \"channel_max\": [1.5,2.0,0.25,0.0],\n"), "{text}");
+        assert_eq!(serde_json::from_str::<Report>(&text).unwrap(), report);
     }
 }
