@@ -192,10 +192,10 @@ pub(crate) struct ReportArgs {
     /// What to write [default: as the end of --out says, else html].
     #[arg(long)]
     pub(crate) format: Option<ReportFormat>,
-    /// What `eval --json`, `compare --json` or `demo --json` printed; may be given several times.
+    /// JSON that `eval`, `compare` or `demo` printed: what was measured. May be given several times.
     #[arg(long, value_name = "FILE")]
     pub(crate) evaluation: Vec<PathBuf>,
-    /// What `quantize --json` printed when it made the folder: time and memory of the run.
+    /// JSON that `quantize` printed when it made the folder: time and memory of the run.
     #[arg(long, value_name = "FILE")]
     pub(crate) run: Option<PathBuf>,
     /// What to call the model [default: its family and size].

@@ -105,9 +105,12 @@ fn folded(out: &mut String, title: &str, t: &Table) {
 /// A table scrolls by itself where it is wider than the page.
 fn table(out: &mut String, table: &Table) {
     let caption = escape(&table.caption);
+    // A narrow screen would break long names at every letter.
+    let named = table.rows.iter().any(|r| r[0].chars().count() > 12);
+    let names = if named { " class=\"names\"" } else { "" };
     let _ = write!(
         out,
-        "<div class=\"scroll\" role=\"region\" aria-label=\"{caption}\" tabindex=\"0\"><table><caption>{caption}</caption><thead><tr>"
+        "<div class=\"scroll\" role=\"region\" aria-label=\"{caption}\" tabindex=\"0\"><table{names}><caption>{caption}</caption><thead><tr>"
     );
     let numeric: Vec<bool> = (0..table.columns.len()).map(|c| table.numeric(c)).collect();
     let class = |c: usize| if numeric[c] { " class=\"n\"" } else { "" };

@@ -371,7 +371,7 @@ pub(crate) fn shift_map(rows: &[(String, Vec<f64>)]) -> String {
             let x = left + shift as f64 * cell;
             let step = ((share.sqrt() * SHADES as f64) as usize).min(SHADES - 1);
             svg.rect(x, y, cell - 1.0, row - 1.0, &format!("h{step}"));
-            let class = if step < SHADES / 2 { "small on-low" } else { "small on-high" };
+            let class = if step < 5 { "small on-low" } else { "small on-high" };
             let figure = if share < 0.005 { "·".into() } else { format!("{:.0}", 100.0 * share) };
             svg.text(x + cell / 2.0 - 0.5, y + 14.0, Anchor::Middle, class, &figure);
         }
