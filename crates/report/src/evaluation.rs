@@ -97,6 +97,8 @@ pub struct Perplexity {
     pub windows: Option<u64>,
     /// Tokens scored.
     pub tokens: Option<u64>,
+    /// How it was measured, in words.
+    pub protocol: Option<String>,
 }
 
 /// KL divergence in nats a token, and how often the likeliest token is the same.
@@ -104,6 +106,8 @@ pub struct Perplexity {
 pub struct Divergence {
     /// Mean.
     pub mean: Option<f64>,
+    /// Half of the mean's 95 % interval.
+    pub margin: Option<f64>,
     /// Median.
     pub median: Option<f64>,
     /// 99th percentile.
@@ -123,6 +127,19 @@ pub struct Task {
     pub stderr: Option<f64>,
     /// Rows.
     pub n: Option<u64>,
+    /// `acc` beside that of the first model, on the same rows.
+    pub paired: Option<Paired>,
+}
+
+/// A model's accuracy less the reference's, question by question.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Paired {
+    /// The difference.
+    pub difference: f64,
+    /// Its 95 % bootstrap interval.
+    pub interval: [f64; 2],
+    /// McNemar's exact test.
+    pub p_value: Option<f64>,
 }
 
 /// Standard errors to either side of a 95 % interval.
@@ -136,7 +153,14 @@ impl Evaluation {
     pub fn read(value: &Value) -> Result<Vec<Self>, EvaluationError> {
         let several = ["models", "rows", "results"].iter().find_map(|k| value.get(k)?.as_array());
         let found: Vec<Self> = match several {
-            Some(rows) => rows.iter().filter_map(Self::one).collect(),
+            Some(rows) => {
+                let protocol = value.get("protocol").and_then(Value::as_str);
+                let mut models: Vec<Self> = rows.iter().filter_map(Self::one).collect();
+                for perplexity in models.iter_mut().filter_map(|m| m.perplexity.as_mut()) {
+                    perplexity.protocol = perplexity.protocol.take().or(protocol.map(String::from));
+                }
+                models
+            }
             None => Self::one(value).into_iter().collect(),
         };
         if found.is_empty() { Err(EvaluationError::NothingMeasured) } else { Ok(found) }
@@ -151,10 +175,10 @@ impl Evaluation {
             model: model.unwrap_or_else(|| "unnamed".into()),
             this_folder: false,
             recipe,
-            bytes: ["bytes", "output_bytes", "size"].iter().find_map(|k| whole(value, k)),
+            bytes: ["size_bytes", "bytes", "output_bytes"].iter().find_map(|k| whole(value, k)),
             bits_per_weight: number(value, "bits_per_weight"),
             perplexity: value.get("perplexity").and_then(Perplexity::read),
-            kld: value.get("kld").and_then(Divergence::read),
+            kld: ["divergence", "kld"].iter().find_map(|k| Divergence::read(value.get(k)?)),
             tasks: tasks
                 .into_iter()
                 .flatten()
@@ -197,6 +221,7 @@ impl Perplexity {
             window: whole(value, "window"),
             windows: whole(value, "windows"),
             tokens: whole(value, "tokens"),
+            protocol: value.get("protocol").and_then(Value::as_str).map(String::from),
         })
     }
 }
@@ -206,9 +231,10 @@ impl Divergence {
         let key = |key| number(value, key);
         let found = Self {
             mean: value.as_f64().or_else(|| key("mean")),
+            margin: key("stderr").map(|s| NORMAL_95 * s),
             median: key("median"),
             p99: key("p99"),
-            top1_agreement: key("top1_agreement"),
+            top1_agreement: key("same_top1").or_else(|| key("top1_agreement")),
         };
         (found.mean.is_some() || found.median.is_some()).then_some(found)
     }
@@ -221,8 +247,20 @@ impl Task {
             acc_norm: number(value, "acc_norm"),
             stderr: number(value, "stderr"),
             n: whole(value, "n"),
+            paired: value.get("paired").and_then(Paired::read),
         };
         (found.acc.is_some() || found.acc_norm.is_some()).then_some(found)
+    }
+}
+
+impl Paired {
+    fn read(value: &Value) -> Option<Self> {
+        let end = |i: usize| value.get("interval")?.get(i)?.as_f64();
+        Some(Self {
+            difference: number(value, "difference")?,
+            interval: [end(0)?, end(1)?],
+            p_value: number(value, "p_value"),
+        })
     }
 }
 
@@ -249,10 +287,12 @@ mod tests {
         assert_eq!((perplexity.value, perplexity.tokens), (8.25, Some(381)));
 
         let compare = json!({ "models": [eval, { "model": "full", "quantized": null, "kld": { "mean": 0.0 },
-            "tasks": { "piqa": { "acc": 0.7, "stderr": 0.01, "n": 200 }, "broken": 3 } }] });
+            "tasks": { "piqa": { "acc": 0.7, "stderr": 0.01, "n": 200,
+                "paired": { "difference": -0.1, "interval": [-0.2, 0.0], "p_value": 0.04 } }, "broken": 3 } }] });
         let found = Evaluation::read(&compare).unwrap();
         assert_eq!((found.len(), found[1].tasks.len()), (2, 1));
-        assert_eq!(found[1].tasks[0].1.acc, Some(0.7));
+        let task = &found[1].tasks[0].1;
+        assert_eq!((task.acc, task.paired.as_ref().unwrap().interval), (Some(0.7), [-0.2, 0.0]));
     }
 
     #[test]

@@ -16,7 +16,7 @@ mod sections;
 mod svg;
 
 pub use document::{Block, Document, Figure, Section, Table, Tile};
-pub use evaluation::{Divergence, Evaluation, EvaluationError, Perplexity, Run, Task};
+pub use evaluation::{Divergence, Evaluation, EvaluationError, Paired, Perplexity, Run, Task};
 pub use facts::{Facts, Kind, Layer, Size};
 pub use html::html;
 pub use markdown::markdown;

@@ -1,6 +1,5 @@
 //! The drawings of the report. Each says in its description what a reader would see.
 
-use crate::evaluation::{Evaluation, NORMAL_95};
 use crate::facts::{Facts, Kind, Layer, Size, WeightShape};
 use crate::numbers::{bytes, percent, power_of_two, significant};
 use crate::ranges::TapRange;
@@ -551,56 +550,61 @@ pub(crate) fn measure(m: &Measure) -> Option<String> {
     Some(svg.finish())
 }
 
-/// Accuracy of several models on all tasks, with 95 % intervals.
-pub(crate) fn tasks(evaluations: &[Evaluation], names: &[String]) -> Option<String> {
-    let task = |e: &Evaluation, name: &str| e.tasks.iter().find(|t| t.0 == name).map(|t| t.1.clone());
-    let mut ends: Vec<f64> = Vec::new();
-    for t in evaluations.iter().flat_map(|e| &e.tasks).map(|t| &t.1) {
-        let (value, margin) = (t.acc?, NORMAL_95 * t.stderr.unwrap_or(0.0));
-        ends.extend([value - margin, value + margin]);
-    }
-    let low = (ends.iter().copied().fold(f64::INFINITY, f64::min) * 10.0).floor() / 10.0;
-    let high = (ends.iter().copied().fold(0.0, f64::max) * 10.0).ceil() / 10.0;
+/// A measure of several models on several tasks, with intervals.
+pub(crate) struct ByTask<'a> {
+    pub(crate) id: &'a str,
+    pub(crate) title: &'a str,
+    /// Names of the models, and which mark each has.
+    pub(crate) models: Vec<(&'a str, usize)>,
+    /// Every task with the share, low and high end of its interval for every model that has it.
+    pub(crate) tasks: Vec<(&'a str, Vec<Option<[f64; 3]>>)>,
+    /// What is on the axis.
+    pub(crate) unit: &'a str,
+}
+
+pub(crate) fn by_task(b: &ByTask) -> Option<String> {
+    let ends = || b.tasks.iter().flat_map(|t| &t.1).flatten().flatten().copied();
+    let low = (ends().fold(f64::INFINITY, f64::min) * 20.0).floor() / 20.0;
+    let high = (ends().fold(f64::NEG_INFINITY, f64::max) * 20.0).ceil() / 20.0;
     if low > high {
         return None;
     }
-    let (low, high) = (low.max(0.0), high.min(1.0));
-    let shown: Vec<&Evaluation> = evaluations.iter().filter(|e| !e.tasks.is_empty()).collect();
-    let left = label_width(names.iter().map(String::as_str));
-    let legend = 16.0 * shown.len() as f64;
-    let row = 10.0 * shown.len() as f64 + 10.0;
-    let bottom = legend + 8.0 + names.len() as f64 * row;
-    let description =
-        format!("Accuracy of {} models on {} tasks, with 95 % intervals as lines.", shown.len(), names.len());
-    let mut svg = Svg::new("tasks-plot", "Accuracy by task", description, bottom + 32.0);
-    for (i, e) in shown.iter().enumerate() {
+    let left = label_width(b.tasks.iter().map(|t| t.0));
+    let legend = 16.0 * b.models.len() as f64;
+    let row = 10.0 * b.models.len() as f64 + 10.0;
+    let bottom = legend + 8.0 + b.tasks.len() as f64 * row;
+    let description = format!(
+        "{} of {} models on {} tasks, with 95 % intervals as lines.",
+        b.title,
+        b.models.len(),
+        b.tasks.len()
+    );
+    let mut svg = Svg::new(b.id, b.title, description, bottom + 32.0);
+    for (i, (model, shape)) in b.models.iter().enumerate() {
         let y = 8.0 + 16.0 * i as f64;
-        mark(&mut svg, i, left + 6.0, y);
-        svg.text(left + 16.0, y + 4.0, Anchor::Start, "name", &fitting(&e.model, WIDTH - left - 16.0, BOLD));
+        mark(&mut svg, *shape, 10.0, y);
+        svg.text(20.0, y + 4.0, Anchor::Start, "name", &fitting(model, WIDTH - 20.0, BOLD));
     }
     let axis = Axis::linear((low, high), (left + 6.0, WIDTH - 14.0));
     for tick in axis.ticks(5) {
-        svg.line((axis.to(tick), legend + 6.0), (axis.to(tick), bottom), "grid");
-        svg.text(
-            axis.to(tick),
-            bottom + 13.0,
-            Anchor::Middle,
-            "small",
-            &format!("{} %", short(100.0 * tick)),
-        );
+        let x = axis.to(tick);
+        // Rounding leaves no zero of its own to a sum of steps.
+        let zero = tick.abs() < 1e-9;
+        svg.line((x, legend + 6.0), (x, bottom), if zero { "limit" } else { "grid" });
+        let figure = if zero { "0".into() } else { short(100.0 * tick).replace('-', "−") };
+        svg.text(x, bottom + 13.0, Anchor::Middle, "small", &format!("{figure} %"));
     }
-    for (t, name) in names.iter().enumerate() {
-        let y = legend + 8.0 + t as f64 * row;
-        svg.line((4.0, y), (WIDTH - 4.0, y), "grid");
-        svg.text(left - 2.0, y + row / 2.0 + 4.0, Anchor::End, "", &fitting(name, left, WIDE));
-        for (i, e) in shown.iter().enumerate() {
-            let Some((task, acc)) = task(e, name).and_then(|t| Some((t.clone(), t.acc?))) else { continue };
-            let y = y + 10.0 + 10.0 * i as f64;
-            let margin = NORMAL_95 * task.stderr.unwrap_or(0.0);
-            svg.line((axis.to(acc - margin), y), (axis.to(acc + margin), y), &format!("interval s{}", i % 6));
-            mark(&mut svg, i, axis.to(acc), y);
+    for (t, (name, models)) in b.tasks.iter().enumerate() {
+        let top = legend + 8.0 + t as f64 * row;
+        svg.line((4.0, top), (WIDTH - 4.0, top), "grid");
+        svg.text(left - 2.0, top + row / 2.0 + 4.0, Anchor::End, "", &fitting(name, left, WIDE));
+        for (i, (found, (_, shape))) in models.iter().zip(&b.models).enumerate() {
+            let Some([value, from, to]) = *found else { continue };
+            let y = top + 10.0 + 10.0 * i as f64;
+            svg.line((axis.to(from), y), (axis.to(to), y), &format!("interval s{}", shape % 6));
+            mark(&mut svg, *shape, axis.to(value), y);
         }
     }
-    svg.text(left + 6.0, bottom + 27.0, Anchor::Start, "small", "accuracy with 95 % interval");
+    svg.text(left + 6.0, bottom + 27.0, Anchor::Start, "small", b.unit);
     Some(svg.finish())
 }

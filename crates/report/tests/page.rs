@@ -73,14 +73,19 @@ fn report(blocks: usize) -> Report {
 
 fn evaluations() -> Vec<Evaluation> {
     let task = |acc: f64| json!({ "acc": acc, "acc_norm": acc + 0.02, "stderr": 0.03, "n": 200 });
+    let paired = |acc: f64| {
+        let mut task = task(acc);
+        task["paired"] = json!({ "difference": -0.05, "interval": [-0.12, 0.02], "p_value": 0.21 });
+        task
+    };
     let perplexity = |value: f64| json!({ "value": value, "window": 2048, "windows": 16, "tokens": 32752 });
     let kld = json!({ "mean": 0.31, "median": 0.2, "p99": 3.0, "top1_agreement": 0.78 });
     let models = json!({ "models": [
-        { "model": "full", "quantized": null, "perplexity": perplexity(20.71), "seconds": 12.5,
+        { "model": "full", "quantized": null, "size_bytes": 4_940_000, "perplexity": perplexity(20.71), "seconds": 12.5,
           "tasks": { "piqa": task(0.7), "boolq": task(0.6) } },
         { "model": "fp4", "quantized": "fpq-w4a4", "perplexity": perplexity(64.08), "kld": kld,
-          "tasks": { "piqa": task(0.6), "boolq": task(0.55) } },
-    ] });
+          "tasks": { "piqa": paired(0.6), "boolq": paired(0.55) } },
+    ], "protocol": "windows of 2048 tokens" });
     Evaluation::read(&models).unwrap()
 }
 
@@ -195,6 +200,16 @@ fn the_summary_has_the_figures_of_the_report() {
     let measured = text(named(summary, "table").nth(1).unwrap());
     for figure in ["20.710", "64.080", "0.310", "78.0 %", "65.0 %"] {
         assert!(measured.contains(figure), "{figure} in {measured}");
+    }
+    assert!(measured.contains("4.9 MB"));
+    let accuracy = tree.root().descendants().find(|n| n.attribute("id") == Some("accuracy")).unwrap();
+    let plots: Vec<String> =
+        named(accuracy, "figure").map(|f| text(named(f, "title").next().unwrap())).collect();
+    let wanted = ["Perplexity", "Mean KL divergence", "Accuracy by task", "Difference in accuracy by task"];
+    assert_eq!(plots, wanted);
+    let told = text(accuracy);
+    for figure in ["-5.00 %", "-12.0 % … 2.00 %", "0.210", "± 5.88 %", "windows of 2048 tokens"] {
+        assert!(told.contains(figure), "{figure}");
     }
     // Parts of the size are its whole.
     let size = facts(4, Vec::new()).size;
