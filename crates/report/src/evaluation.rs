@@ -205,10 +205,10 @@ impl Evaluation {
 
     /// Whether `other` measured another thing of the same model.
     pub(crate) fn goes_with(&self, other: &Self) -> bool {
-        self.model == other.model
-            && !(self.perplexity.is_some() && other.perplexity.is_some())
-            && !(self.kld.is_some() && other.kld.is_some())
-            && !self.tasks.iter().any(|(name, _)| other.tasks.iter().any(|(o, _)| o == name))
+        let twice = (self.perplexity.is_some() && other.perplexity.is_some())
+            || (self.kld.is_some() && other.kld.is_some())
+            || self.tasks.iter().any(|(name, _)| other.tasks.iter().any(|(o, _)| o == name));
+        self.model == other.model && !twice
     }
 }
 

@@ -432,13 +432,14 @@ pub(crate) fn weight_shape(kind: &Kind, shape: &WeightShape, id: &str, title: &s
     let (high, low) = (138.0, 182.0);
     let most = shape.codes.iter().map(|c| c.1).max().unwrap_or(1).max(1) as f64;
     let width = (right - left) / shape.codes.len() as f64;
+    // Labels for as many as there is room for, zero among them, which is in the middle.
     let every = shape.codes.len().div_ceil(17);
     for (i, (value, n_of)) in shape.codes.iter().enumerate() {
         let tall = (low - high) * *n_of as f64 / most;
         let from = left + i as f64 * width;
         let gap = if width > 6.0 { 1.0 } else { 0.0 };
         svg.rect(from, low - tall, width - gap, tall, "f s1");
-        if (i + every / 2 + shape.codes.len() / 2 * (every - 1)) % every == 0 || every == 1 {
+        if i.abs_diff(shape.codes.len() / 2).is_multiple_of(every) {
             let label = value.to_string().replace('-', "−");
             svg.text(from + width / 2.0, low + 11.0, Anchor::Middle, "tiny", &label);
         }

@@ -31,7 +31,7 @@ pub struct TapRange {
     pub lost_before: usize,
     /// And with them.
     pub lost_after: usize,
-    /// The channels by falling magnitude, at most [`POINTS`] of them, before and after.
+    /// The channels by falling magnitude, at most 200 of them, before and after.
     #[serde(skip)]
     pub points: Vec<(f64, f64)>,
 }
@@ -132,7 +132,7 @@ fn tap(block: Option<usize>, layers: String, layer: &LayerReport) -> TapRange {
     }
 }
 
-/// At most [`POINTS`] of `channels`, which are sorted by their first value: of each of as many stretches as there is room
+/// At most `POINTS` of `channels`, which are sorted by their first value: of each of as many stretches as there is room
 /// for, the one with the smallest and the one with the largest second value.
 fn thinned(channels: &[(f64, f64)]) -> Vec<(f64, f64)> {
     if channels.len() <= POINTS {
