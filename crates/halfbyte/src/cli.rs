@@ -16,6 +16,8 @@ Examples:
       Quantize. Killed at any moment, the same command goes on where it was.
   halfbyte eval SmolLM2-fp4 --perplexity test.txt
       Measure the result, or the original model.
+  halfbyte report SmolLM2-fp4 --evaluation eval.json
+      A page of what was chosen, what it cost and what was measured.
 
 Every command takes --help and --json.";
 
@@ -37,6 +39,7 @@ pub(crate) enum Command {
     Quantize(QuantizeArgs),
     Eval(EvalArgs),
     Inspect(InspectArgs),
+    Report(ReportArgs),
     Recipes(RecipesArgs),
     Synth(SynthArgs),
 }
@@ -166,6 +169,54 @@ pub(crate) struct InspectArgs {
     pub(crate) dir: PathBuf,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
+}
+
+const REPORT: &str = "\
+Examples:
+  halfbyte report SmolLM2-fp4
+      The page that `quantize` wrote, again: SmolLM2-fp4/report.html.
+  halfbyte eval SmolLM2-fp4 --perplexity test.txt --json > eval.json
+  halfbyte report SmolLM2-fp4 --evaluation eval.json --evaluation original.json --title SmolLM2
+      The same with what was measured, of this model and of others beside it.
+  halfbyte report SmolLM2-fp4 --run run.json --format md --out report.md
+      As Markdown, with time and memory of the run from what `quantize --json` printed.
+
+The page is one file without scripts that needs no network. It depends on report.json and the files given alone.";
+
+/// Write the report of a quantized folder as a page, as Markdown or as JSON, with what evaluations measured.
+#[derive(Debug, Args)]
+#[command(after_help = REPORT)]
+pub(crate) struct ReportArgs {
+    /// Folder that `quantize` wrote.
+    pub(crate) dir: PathBuf,
+    /// File to write, - for standard output [default: report.html or report.md in DIR].
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: Option<PathBuf>,
+    /// What to write [default: as the end of --out says, else html].
+    #[arg(long)]
+    pub(crate) format: Option<ReportFormat>,
+    /// JSON that `eval`, `compare` or `demo` printed: what was measured. May be given several times.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) evaluation: Vec<PathBuf>,
+    /// JSON that `quantize` printed when it made the folder: time and memory of the run.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) run: Option<PathBuf>,
+    /// What to call the model [default: its family and size].
+    #[arg(long, value_name = "NAME")]
+    pub(crate) title: Option<String>,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+/// Forms of a report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ReportFormat {
+    /// One self-contained page.
+    Html,
+    /// Markdown: tables in place of the figures.
+    Md,
+    /// The facts as JSON.
+    Json,
 }
 
 const RECIPES: &str = "\

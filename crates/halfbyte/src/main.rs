@@ -35,6 +35,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Quantize(args) => commands::quantize::run(args),
         Command::Eval(args) => commands::eval::run(args),
         Command::Inspect(args) => commands::inspect::run(args),
+        Command::Report(args) => commands::report::run(args),
         Command::Recipes(args) => commands::recipes::run(args),
         Command::Synth(args) => commands::synth::run(args),
     }

@@ -1,6 +1,7 @@
 //! What goes to standard output: either text for people or one JSON object.
 
 use anyhow::Context;
+pub(crate) use halfbyte_report::numbers::{bytes, duration, thousands};
 use serde_json::Value;
 use std::io::{self, ErrorKind, Write};
 
@@ -59,61 +60,9 @@ impl std::fmt::Display for Table {
     }
 }
 
-/// `1234567` as `1.2 MB`.
-pub(crate) fn bytes(n: u64) -> String {
-    let units = ["B", "kB", "MB", "GB", "TB"];
-    let mut value = n as f64;
-    let mut unit = 0;
-    while value >= 999.95 && unit + 1 < units.len() {
-        value /= 1000.0;
-        unit += 1;
-    }
-    if unit == 0 { format!("{n} B") } else { format!("{value:.1} {}", units[unit]) }
-}
-
-/// `1234567` as `1,234,567`.
-pub(crate) fn thousands(n: u64) -> String {
-    let digits = n.to_string();
-    let mut out = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
-}
-
-/// `754.2` as `12 min 34 s`.
-pub(crate) fn duration(seconds: f64) -> String {
-    let whole = seconds.round().max(0.0) as u64;
-    match whole {
-        0..10 => format!("{seconds:.1} s"),
-        10..120 => format!("{whole} s"),
-        120..7200 => format!("{} min {} s", whole / 60, whole % 60),
-        _ => format!("{} h {} min", whole / 3600, whole % 3600 / 60),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn numbers_read_well() {
-        assert_eq!(
-            (bytes(999), bytes(1000), bytes(999_960)),
-            ("999 B".into(), "1.0 kB".into(), "1.0 MB".into())
-        );
-        assert_eq!(
-            (thousands(7), thousands(1234), thousands(1_234_567)),
-            ("7".into(), "1,234".into(), "1,234,567".into())
-        );
-        assert_eq!(
-            (duration(0.53), duration(75.0), duration(754.2)),
-            ("0.5 s".into(), "75 s".into(), "12 min 34 s".into())
-        );
-    }
 
     #[test]
     fn columns_are_aligned() {

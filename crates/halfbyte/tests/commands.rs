@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 use util::*;
 
-const COMMANDS: [&str; 7] = ["demo", "plan", "quantize", "eval", "inspect", "recipes", "synth"];
+const COMMANDS: [&str; 8] = ["demo", "plan", "quantize", "eval", "inspect", "report", "recipes", "synth"];
 
 #[test]
 fn every_help_has_examples_and_explains_every_option() {
@@ -137,7 +137,7 @@ fn quantize_eval_and_inspect_fit_together() {
     assert_eq!(again["was_finished"], true);
     assert!(!scratch.path("out.partial").exists());
 
-    let eval = |dir: &std::path::Path| {
+    let eval = |dir: &Path| {
         let mut command = halfbyte();
         command.arg("eval").arg(dir).arg("--perplexity").arg(text());
         finish(command.args(["--window", "128", "--windows", "3", "--skip-tokens", "1000", "--json"])).json()
@@ -154,7 +154,7 @@ fn quantize_eval_and_inspect_fit_together() {
     let perplexity = |v: &Value| v["perplexity"]["value"].as_f64().unwrap();
     assert!(perplexity(&quantized) > perplexity(&full) && perplexity(&quantized) < 100.0);
 
-    let inspect = |dir: &std::path::Path| finish(halfbyte().arg("inspect").arg(dir).arg("--json")).json();
+    let inspect = |dir: &Path| finish(halfbyte().arg("inspect").arg(dir).arg("--json")).json();
     let value = inspect(&scratch.out());
     assert_eq!(value["recipe"], "fpq-w4a4");
     let layers = value["layers"].as_array().unwrap();

@@ -2,8 +2,9 @@
 
 use crate::clock::{Phase, timed};
 use crate::journal::{Journal, RunId, make_dir};
+use crate::profile::{Profile, weight_histogram};
 use crate::recipe::{Calibration, Recipe};
-use crate::report::{LayerReport, Report};
+use crate::report::{LayerReport, ModelReport, Report};
 use crate::store::{Place, Store};
 use crate::stream::{QuantizedSite, embed, quantize_block, quantize_sites};
 use crate::tap::{TapInputs, mix};
@@ -30,7 +31,12 @@ pub struct Job<'a> {
     pub out: &'a Path,
     /// Most bytes of activations to keep in memory; beyond that they go to temporary files.
     pub activation_memory: u64,
+    /// Makes the pages that go into the output folder beside the report; `None` for none.
+    pub pages: Option<Pages<'a>>,
 }
+
+/// Names and contents of files made of the finished report. They must depend on it alone, as equal runs give equal folders.
+pub type Pages<'a> = &'a dyn Fn(&Report) -> Vec<(&'static str, String)>;
 
 /// Told how the run goes on; may stop it.
 pub trait Progress {
@@ -235,6 +241,10 @@ impl Run<'_> {
                 name: name.into(),
                 error: sum_of_squares(&difference) / count,
                 signal: sum_of_squares(&values.data) / count,
+                profile: Profile {
+                    channel_max: Vec::new(),
+                    weight_histogram: weight_histogram(&codes, &values.data),
+                },
                 stored: StoredLayer { weight: Some(codes.clone()), input: None },
             });
             quantized = Some(table.with_table(Weight::Quantized(codes)));
@@ -265,6 +275,7 @@ impl Run<'_> {
             name: head.linear.site.name.clone(),
             error: r.error,
             signal: r.signal,
+            profile: r.profile,
             stored: StoredLayer { weight: r.weight, input: r.input },
         };
         Ok(results.into_iter().flatten().map(site).collect())
@@ -331,7 +342,8 @@ impl Run<'_> {
             specs.push(TensorSpec::new(name.clone(), info.dtype, info.shape.clone()));
         }
         let output_bytes = specs.iter().filter_map(|s| s.dtype.byte_len(&s.shape)).sum();
-        let report = Report::new(self.job.recipe, self.job.windows, output_bytes, layers);
+        let report =
+            Report::new(ModelReport::new(model), self.job.recipe, self.job.windows, output_bytes, layers);
         let recipe =
             serde_json::to_value(self.job.recipe).map_err(|e| QuantizeError::Output(e.to_string()))?;
         let manifest = Manifest::new(recipe, schemes);
@@ -371,7 +383,11 @@ impl Run<'_> {
                 copy_atomic(&from, &output.join(name))?;
             }
         }
-        write_atomic(&output.join("report.json"), json(&report)?.as_bytes())?;
+        let written = report.to_json().map_err(|e| QuantizeError::Output(e.to_string()))?;
+        write_atomic(&output.join("report.json"), written.as_bytes())?;
+        for (name, contents) in self.job.pages.map(|pages| pages(&report)).unwrap_or_default() {
+            write_atomic(&output.join(name), contents.as_bytes())?;
+        }
         write_atomic(&output.join("run.json"), json(id)?.as_bytes())?;
 
         fs::rename(&output, self.job.out).map_err(|e| {

@@ -1,15 +1,22 @@
 //! What a quantization chose and what it cost in accuracy: `report.json` of the output folder.
 
+use crate::profile::code_counts;
 use crate::recipe::Recipe;
 use crate::stream::QuantizedSite;
 use halfbyte_formats::Scheme;
+use halfbyte_model::Model;
 use serde::{Deserialize, Serialize};
+use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
+use std::io::{self, Write};
 
 /// The whole report. It depends on weights, recipe and calibration tokens alone, so that equal runs give equal bytes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// Version of halfbyte.
     pub halfbyte: String,
+    /// The model before; absent in reports of older versions.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub model: Option<ModelReport>,
     /// The recipe as it was run.
     pub recipe: Recipe,
     /// Calibration windows.
@@ -24,6 +31,24 @@ pub struct Report {
     pub mean_relative_error: f64,
     /// The quantized layers, in the order of the network.
     pub layers: Vec<LayerReport>,
+}
+
+/// The model that was quantized, as its config and headers describe it. Its folder's name is no part of it: a copy elsewhere
+/// gives the same report.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModelReport {
+    /// `model_type` of its config.
+    pub family: String,
+    /// Transformer blocks.
+    pub blocks: usize,
+    /// Channels of the residual stream.
+    pub hidden: usize,
+    /// Size of the vocabulary.
+    pub vocabulary: usize,
+    /// Numbers in all of its tensors.
+    pub parameters: u64,
+    /// Bytes of all of its tensors.
+    pub bytes: u64,
 }
 
 /// One quantized layer.
@@ -41,6 +66,9 @@ pub struct LayerReport {
     /// What was chosen for the input.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub input: Option<InputReport>,
+    /// Largest magnitude of every input channel over the calibration tokens, to 4 digits; empty for the embedding.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub channel_max: Vec<f32>,
     /// Mean squared output error over a sample of calibration tokens; for the embedding that of its values.
     pub error: f64,
     /// Mean square of the full-precision output over the same.
@@ -56,6 +84,12 @@ pub struct WeightReport {
     pub scheme: Scheme,
     /// Exponent bias of every row (for integers `−log2` of the scale).
     pub biases: Vec<f32>,
+    /// How often each code was stored, by code.
+    #[serde(default)]
+    pub codes: Vec<u64>,
+    /// The weight before, against its grid: see [`weight_histogram`](crate::weight_histogram).
+    #[serde(default)]
+    pub histogram: Vec<u64>,
 }
 
 /// The searched parameters of an input.
@@ -78,6 +112,8 @@ impl LayerReport {
         let weight = site.stored.weight.as_ref().map(|w| WeightReport {
             scheme: w.scheme,
             biases: w.scales.iter().map(|&s| w.scheme.element.bias_of_scale(s)).collect(),
+            codes: code_counts(w),
+            histogram: site.profile.weight_histogram.clone(),
         });
         let input = site.stored.input.as_ref().map(|q| InputReport {
             scheme: q.scheme(),
@@ -91,6 +127,7 @@ impl LayerReport {
             bits: bits + left_alone,
             weight,
             input,
+            channel_max: site.profile.channel_max.clone(),
             error: site.error,
             signal: site.signal,
             relative_error,
@@ -99,8 +136,68 @@ impl LayerReport {
 }
 
 impl Report {
+    /// The report as indented JSON in which an array is one line: a bias for every row and a range for every channel would
+    /// make most of the file indentation.
+    ///
+    /// # Errors
+    /// As [`serde_json::to_string`].
+    pub fn to_json(&self) -> serde_json::Result<String> {
+        let mut out = Vec::new();
+        self.serialize(&mut Serializer::with_formatter(&mut out, Lines(PrettyFormatter::new())))?;
+        String::from_utf8(out).map_err(serde::ser::Error::custom)
+    }
+}
+
+/// Objects indented, arrays in one line.
+struct Lines(PrettyFormatter<'static>);
+
+impl Formatter for Lines {
+    fn begin_object<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.0.begin_object(writer)
+    }
+
+    fn end_object<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.0.end_object(writer)
+    }
+
+    fn begin_object_key<W: ?Sized + Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {
+        self.0.begin_object_key(writer, first)
+    }
+
+    fn begin_object_value<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.0.begin_object_value(writer)
+    }
+
+    fn end_object_value<W: ?Sized + Write>(&mut self, writer: &mut W) -> io::Result<()> {
+        self.0.end_object_value(writer)
+    }
+}
+
+impl ModelReport {
+    /// Describes `model`.
+    pub fn new(model: &Model) -> Self {
+        let a = &model.architecture;
+        let tensors = || model.checkpoint.files().iter().flat_map(|f| f.tensors());
+        Self {
+            family: a.family.clone(),
+            blocks: a.blocks.len(),
+            hidden: a.hidden,
+            vocabulary: a.vocabulary,
+            parameters: tensors().map(|t| t.shape.iter().product::<usize>() as u64).sum(),
+            bytes: tensors().map(|t| t.bytes).sum(),
+        }
+    }
+}
+
+impl Report {
     /// Sums up the layers.
-    pub fn new(recipe: &Recipe, windows: &[Vec<u32>], output_bytes: u64, layers: Vec<LayerReport>) -> Self {
+    pub fn new(
+        model: ModelReport,
+        recipe: &Recipe,
+        windows: &[Vec<u32>],
+        output_bytes: u64,
+        layers: Vec<LayerReport>,
+    ) -> Self {
         let weights: usize = layers.iter().map(|l| l.shape[0] * l.shape[1]).sum();
         let bits: u64 = layers.iter().map(|l| l.bits).sum();
         // The embedding has no output of its own to compare.
@@ -111,6 +208,7 @@ impl Report {
             .collect();
         Self {
             halfbyte: env!("CARGO_PKG_VERSION").into(),
+            model: Some(model),
             recipe: recipe.clone(),
             calibration_windows: windows.len(),
             calibration_tokens: windows.iter().map(Vec::len).sum(),
@@ -119,5 +217,37 @@ impl Report {
             mean_relative_error: errors.iter().sum::<f64>() / errors.len().max(1) as f64,
             layers,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arrays_are_one_line_and_read_back() {
+        let model = ModelReport {
+            family: "llama".into(),
+            blocks: 1,
+            hidden: 4,
+            vocabulary: 8,
+            parameters: 100,
+            bytes: 400,
+        };
+        let layer = LayerReport {
+            name: "a".into(),
+            shape: [2, 4],
+            bits: 32,
+            weight: None,
+            input: None,
+            channel_max: vec![1.5, 2.0, 0.25, 0.0],
+            error: 0.5,
+            signal: 2.0,
+            relative_error: 0.25,
+        };
+        let report = Report::new(model, &Recipe::default(), &[vec![1, 2]], 99, vec![layer]);
+        let text = report.to_json().unwrap();
+        assert!(text.contains("\n    \"channel_max\": [1.5,2.0,0.25,0.0],\n"), "{text}");
+        assert_eq!(serde_json::from_str::<Report>(&text).unwrap(), report);
     }
 }

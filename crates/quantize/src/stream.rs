@@ -3,6 +3,7 @@
 use crate::QuantizeError;
 use crate::clock::{Phase, timed};
 use crate::methods::{SiteResult, SiteWeight, quantize_tap};
+use crate::profile::Profile;
 use crate::recipe::{Calibration, Recipe};
 use crate::residual::token_weights;
 use crate::store::{Place, Store};
@@ -21,6 +22,8 @@ pub struct QuantizedSite {
     pub error: f64,
     /// Mean square of the full-precision output.
     pub signal: f64,
+    /// Distributions of its input and weight, for the report.
+    pub profile: Profile,
 }
 
 /// Called after every tap with the number of its layers; an error stops the run.
@@ -170,6 +173,7 @@ fn replace(linears: Vec<Linear>, results: Vec<Option<SiteResult>>) -> (Vec<Linea
                     stored: StoredLayer { weight: result.weight.clone(), input: result.input.clone() },
                     error: result.error,
                     signal: result.signal,
+                    profile: result.profile,
                 });
                 Linear {
                     weight: result.weight.map_or(linear.weight, Weight::Quantized),

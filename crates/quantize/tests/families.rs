@@ -49,7 +49,7 @@ fn relative_error(model: &Model, recipe: &Recipe) -> f64 {
     let windows: Vec<Vec<u32>> = (0..8).map(|i| tokens(64, vocabulary, i)).collect();
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out");
-    let job = Job { model, recipe, windows: &windows, out: &out, activation_memory: 1 << 30 };
+    let job = Job { model, recipe, windows: &windows, out: &out, activation_memory: 1 << 30, pages: None };
     quantize(&job, &mut Silent).unwrap();
     let test = tokens(64, vocabulary, 99);
     let (full, found) = (logits(model, &test), logits(&Model::open(&out).unwrap(), &test));

@@ -102,7 +102,7 @@ fn row(name: &str, model: &Model, tokens: &[u32], out: &Path) -> anyhow::Result<
     let recipe = Recipe { keep, coverage: 0.0, ..Recipe::named(name)? };
     let windows =
         calibration_windows(&recipe, tokens, model.architecture.vocabulary, WINDOW, CALIBRATION_WINDOWS)?;
-    let job = Job { model, recipe: &recipe, windows: &windows, out, activation_memory: 1 << 30 };
+    let job = Job { model, recipe: &recipe, windows: &windows, out, activation_memory: 1 << 30, pages: None };
     let report = quantize(&job, &mut Quiet)?.report;
     let seconds = start.elapsed().as_secs_f64();
     let perplexity = evaluate(&Model::open(out)?, tokens)?;

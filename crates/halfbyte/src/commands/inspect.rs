@@ -1,11 +1,11 @@
 //! `halfbyte inspect`: what a folder holds.
 
+use super::report::read_report;
 use crate::cli::InspectArgs;
-use crate::fail::Failure;
 use crate::output::{self, Table, bytes, thousands};
 use anyhow::Context;
 use halfbyte_model::Model;
-use halfbyte_quantize::{LayerReport, Report};
+use halfbyte_quantize::LayerReport;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -20,13 +20,7 @@ pub(crate) fn run(args: &InspectArgs) -> anyhow::Result<()> {
 }
 
 fn quantized(args: &InspectArgs) -> anyhow::Result<()> {
-    let path = args.dir.join("report.json");
-    let text = std::fs::read(&path).map_err(|e| {
-        Failure::new(format!("cannot read {}: {e}", path.display()))
-            .hint("`halfbyte quantize` writes it; copy it along with the model")
-    })?;
-    let report: Report = serde_json::from_slice(&text)
-        .with_context(|| format!("{} is not a report of this version", path.display()))?;
+    let report = read_report(&args.dir)?;
     let layers: Vec<Summary> = report.layers.iter().map(Summary::new).collect();
     if args.output.json {
         return output::print_json(&json!({

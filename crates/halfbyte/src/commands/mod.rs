@@ -6,4 +6,5 @@ pub(crate) mod inspect;
 pub(crate) mod plan;
 pub(crate) mod quantize;
 pub(crate) mod recipes;
+pub(crate) mod report;
 pub(crate) mod synth;

@@ -1,6 +1,7 @@
 //! `halfbyte quantize`: the whole run, from a checkpoint to the output folder.
 
 use super::plan::{calibration_window, headline, open_original, planned};
+use super::report;
 use crate::cli::QuantizeArgs;
 use crate::fail::Failure;
 use crate::output::{self, bytes, duration};
@@ -52,7 +53,14 @@ pub(crate) fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
     require_space_for(&plan, &args.out)?;
     debug!(?recipe, memory = ?plan.memory, "begin");
     let mut bar = Bar::new("layers");
-    let job = Job { model: &model, recipe: &recipe, windows: &windows, out: &args.out, activation_memory };
+    let job = Job {
+        model: &model,
+        recipe: &recipe,
+        windows: &windows,
+        out: &args.out,
+        activation_memory,
+        pages: Some(&report::pages),
+    };
     let outcome = halfbyte_quantize::quantize(&job, &mut bar)?;
     let phases: Map<String, Value> =
         phase_seconds().into_iter().map(|(phase, s)| (phase.name().into(), s.into())).collect();
@@ -61,6 +69,7 @@ pub(crate) fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
     drop(lock);
 
     let report = &outcome.report;
+    let report_page = args.out.join("report.html");
     let seconds = start.elapsed().as_secs_f64();
     let peak = system::peak_rss_bytes();
     if args.output.json {
@@ -75,6 +84,7 @@ pub(crate) fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
             "mean_relative_error": report.mean_relative_error,
             "output_bytes": report.output_bytes,
             "calibration_windows": report.calibration_windows,
+            "report": report_page,
             "resumed_layers": resumed,
             "was_finished": outcome.was_finished,
         }));
@@ -100,6 +110,7 @@ pub(crate) fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
         "output error   {:.3} % of the signal, mean over layers",
         100.0 * report.mean_relative_error
     )?;
+    writeln!(text, "report         {}", report_page.display())?;
     writeln!(text, "\nNext: halfbyte eval {} --perplexity TEXT", args.out.display())?;
     output::print(&text)
 }

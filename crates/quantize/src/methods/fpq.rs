@@ -20,11 +20,11 @@ use std::borrow::Cow;
 
 pub(super) fn solve(
     inputs: &TapInputs,
+    channel_max: &[f32],
     sample: &Sample,
     group: &Group,
     recipe: &Recipe,
 ) -> Result<Solution, QuantizeError> {
-    let channel_max = timed(Phase::Statistics, || inputs.channel_max())?;
     let mut search = GroupSearch { inputs, sample, group, recipe, channel_max, input: None, codes: None };
     if recipe.first == First::Weight && recipe.activation_bits < 16 {
         search.input = Some(search.initial_input());
@@ -50,7 +50,7 @@ struct GroupSearch<'a> {
     sample: &'a Sample,
     group: &'a Group,
     recipe: &'a Recipe,
-    channel_max: Vec<f32>,
+    channel_max: &'a [f32],
     input: Option<InputQuantizer>,
     codes: Option<Codes>,
 }
@@ -66,7 +66,7 @@ impl GroupSearch<'_> {
         let scale = element.scale_from_max(largest);
         match self.recipe.shifts {
             ShiftRule::None => InputQuantizer::new(element, scale, Vec::new()),
-            _ => InputQuantizer::with_published_shifts(element, scale, &self.channel_max),
+            _ => InputQuantizer::with_published_shifts(element, scale, self.channel_max),
         }
     }
 
@@ -92,7 +92,7 @@ impl GroupSearch<'_> {
             linear: linear.as_ref(),
             weight: &weight,
             token_weights: self.sample.weights.as_deref(),
-            channel_max: &self.channel_max,
+            channel_max: self.channel_max,
             max_shift: recipe.max_shift,
         };
         let best = if recipe.search == Search::Direct {

@@ -1,17 +1,15 @@
 //! MinMax: weights scaled by the largest magnitude of each output channel, inputs by the largest of the tensor.
 
 use super::{Codes, Group, Solution};
-use crate::QuantizeError;
 use crate::recipe::Recipe;
-use crate::tap::TapInputs;
 use halfbyte_formats::{InputQuantizer, kernel};
 use halfbyte_tensor::Matrix;
 
-pub(super) fn solve(inputs: &TapInputs, group: &Group, recipe: &Recipe) -> Result<Solution, QuantizeError> {
+pub(super) fn solve(channel_max: &[f32], group: &Group, recipe: &Recipe) -> Solution {
     let input = match recipe.elements(recipe.activation_bits).first() {
         None => None,
         Some(&element) => {
-            let max = inputs.channel_max()?.into_iter().fold(0.0f32, f32::max);
+            let max = channel_max.iter().copied().fold(0.0f32, f32::max);
             Some(InputQuantizer::new(element, element.scale_from_max(max), Vec::new()))
         }
     };
@@ -28,5 +26,5 @@ pub(super) fn solve(inputs: &TapInputs, group: &Group, recipe: &Recipe) -> Resul
         let formats = group.rows.iter().map(|&n| (element, rest.by_ref().take(n).collect())).collect();
         Codes { formats, values }
     });
-    Ok(Solution { input, codes })
+    Solution { input, codes }
 }

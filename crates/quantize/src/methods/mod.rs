@@ -7,6 +7,7 @@ mod minmax;
 
 use crate::QuantizeError;
 use crate::clock::{Phase, timed};
+use crate::profile::{Profile, short, weight_histogram};
 use crate::recipe::{Method, Recipe};
 use crate::tap::{Sample, TapInputs, scale_rows};
 use halfbyte_formats::{Element, Granularity, InputQuantizer, QuantizedMatrix, Scheme};
@@ -32,6 +33,8 @@ pub struct SiteResult {
     pub error: f64,
     /// Mean square of the full-precision output over the same.
     pub signal: f64,
+    /// Distributions of its input and weight, for the report.
+    pub profile: Profile,
 }
 
 impl SiteResult {
@@ -91,6 +94,7 @@ pub fn quantize_tap(
     recipe: &Recipe,
 ) -> Result<Vec<SiteResult>, QuantizeError> {
     let sample = timed(Phase::Statistics, || inputs.sample(recipe.sample_tokens, recipe.seed))?;
+    let channel_max = timed(Phase::Statistics, || inputs.channel_max())?;
     let size = if recipe.share_input { sites.len() } else { 1 };
     let mut results = Vec::with_capacity(sites.len());
     let mut sites = sites.into_iter().peekable();
@@ -99,10 +103,10 @@ pub fn quantize_tap(
         let described: Vec<Site> = members.iter().map(|m| m.site.clone()).collect();
         let group = Group::new(members);
         let solution = match recipe.method {
-            Method::MinmaxInt | Method::MinmaxFp => minmax::solve(inputs, &group, recipe)?,
-            Method::Fpq => fpq::solve(inputs, &sample, &group, recipe)?,
+            Method::MinmaxInt | Method::MinmaxFp => minmax::solve(&channel_max, &group, recipe),
+            Method::Fpq => fpq::solve(inputs, &channel_max, &sample, &group, recipe)?,
         };
-        finish(&described, &group, solution, &sample, &mut results)?;
+        finish(&described, &group, solution, &sample, &channel_max, &mut results)?;
     }
     Ok(results)
 }
@@ -113,6 +117,7 @@ fn finish(
     group: &Group,
     solution: Solution,
     sample: &Sample,
+    channel_max: &[f32],
     results: &mut Vec<SiteResult>,
 ) -> Result<(), QuantizeError> {
     let inputs = group.weight.cols;
@@ -120,6 +125,7 @@ fn finish(
     if let Some(q) = &solution.input {
         q.apply(&mut seen.data);
     }
+    let channel_max: Vec<f32> = channel_max.iter().map(|&max| short(max)).collect();
     let mut from = 0;
     for (i, site) in sites.iter().enumerate() {
         let span = from * inputs..(from + group.rows[i]) * inputs;
@@ -137,7 +143,9 @@ fn finish(
                 Some(QuantizedMatrix::quantize_with_scales(name, values, rows, inputs, scheme, scales, 1.0)?)
             }
         };
-        results.push(SiteResult { weight, input: solution.input.clone(), error, signal });
+        let weight_histogram = weight.as_ref().map(|w| weight_histogram(w, full)).unwrap_or_default();
+        let profile = Profile { channel_max: channel_max.clone(), weight_histogram };
+        results.push(SiteResult { weight, input: solution.input.clone(), error, signal, profile });
     }
     Ok(())
 }
