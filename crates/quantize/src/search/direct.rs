@@ -19,27 +19,43 @@ pub fn search_weight(
     elements: &[Element],
     grid: &Grid,
 ) -> Result<Vec<RowChoice>, QuantizeError> {
-    let base: Vec<f32> = (0..weight.rows).map(|r| kernel::max_abs(weight.row(r))).collect();
-    let mut choices = Vec::new();
-    for &element in elements {
+    let largest: Vec<f32> = (0..weight.rows).map(|r| kernel::max_abs(weight.row(r))).collect();
+    let scales = |(element, factor): (Element, f32)| -> Vec<f32> {
+        largest.iter().map(|&max| grid.scale(element, factor, element.scale_from_max(max))).collect()
+    };
+    let factors = grid.factors();
+    let candidates: Vec<(Element, f32)> =
+        elements.iter().flat_map(|&e| factors.iter().map(move |&f| (e, f))).collect();
+    let mut errors = vec![vec![0.0; weight.rows]; candidates.len()];
+    for i in 0..inputs.x.windows() {
+        let window = Window::new(inputs, i, weight)?;
+        let mut seen = window.x.clone();
+        if let Some(q) = quantizer {
+            q.apply(&mut seen.data);
+        }
+        for (candidate, errors) in candidates.iter().zip(&mut errors) {
+            let mut rounded = weight.clone();
+            rounded.data.par_chunks_mut(weight.cols).zip(scales(*candidate)).for_each(|(row, scale)| {
+                kernel::fake_quantize_in_place(candidate.0, scale, row);
+            });
+            window.add_errors(&seen, &rounded, errors);
+        }
+    }
+    let choice = |(e, &element): (usize, &Element)| {
         let mut best =
             RowChoice { element, scales: vec![1.0; weight.rows], errors: vec![f64::INFINITY; weight.rows] };
-        for factor in grid.factors() {
-            let scales: Vec<f32> =
-                base.iter().map(|&max| grid.scale(element, factor, element.scale_from_max(max))).collect();
-            let mut candidate = weight.clone();
-            candidate.data.par_chunks_mut(weight.cols).zip(&scales).for_each(|(row, &scale)| {
-                kernel::fake_quantize_in_place(element, scale, row);
-            });
-            for (r, error) in output_errors(inputs, quantizer, &candidate, weight)?.into_iter().enumerate() {
+        let range = e * factors.len()..(e + 1) * factors.len();
+        for (candidate, errors) in candidates[range.clone()].iter().zip(&errors[range]) {
+            let scales = scales(*candidate);
+            for (r, &error) in errors.iter().enumerate() {
                 if error < best.errors[r] {
                     (best.errors[r], best.scales[r]) = (error, scales[r]);
                 }
             }
         }
-        choices.push(best);
-    }
-    Ok(choices)
+        best
+    };
+    Ok(elements.iter().enumerate().map(choice).collect())
 }
 
 /// The best quantizer among `candidates` of any element, for the quantized `weight` and the full-precision one.
@@ -53,9 +69,19 @@ pub fn search_input(
     elements: &[Element],
     candidates: &dyn Fn(Element) -> Vec<InputQuantizer>,
 ) -> Result<Option<InputChoice>, QuantizeError> {
+    let candidates: Vec<InputQuantizer> = elements.iter().flat_map(|&e| candidates(e)).collect();
+    let mut errors = vec![vec![0.0; weight.rows]; candidates.len()];
+    for i in 0..inputs.x.windows() {
+        let window = Window::new(inputs, i, full)?;
+        for (quantizer, errors) in candidates.iter().zip(&mut errors) {
+            let mut seen = window.x.clone();
+            quantizer.apply(&mut seen.data);
+            window.add_errors(&seen, weight, errors);
+        }
+    }
     let mut best: Option<InputChoice> = None;
-    for quantizer in elements.iter().flat_map(|&e| candidates(e)) {
-        let error = output_errors(inputs, Some(&quantizer), weight, full)?.iter().sum();
+    for (quantizer, errors) in candidates.into_iter().zip(errors) {
+        let error = errors.iter().sum();
         if best.as_ref().is_none_or(|b| error < b.error) {
             best = Some(InputChoice { quantizer, error });
         }
@@ -63,29 +89,30 @@ pub fn search_input(
     Ok(best)
 }
 
-/// Squared output error of every row over all tokens.
-fn output_errors(
-    inputs: &TapInputs,
-    quantizer: Option<&InputQuantizer>,
-    weight: &Matrix,
-    full: &Matrix,
-) -> Result<Vec<f64>, QuantizeError> {
-    let k = weight.cols;
-    let mut errors = vec![0.0; weight.rows];
-    for i in 0..inputs.x.windows() {
-        let wanted = inputs.x.get(i)?;
-        let mut seen = wanted.clone();
-        if let Some(q) = quantizer {
-            q.apply(&mut seen.data);
-        }
-        let mut out = product(&Rows::new(&weight.data, k), &Rows::new(&seen.data, k));
-        let target = product(&Rows::new(&full.data, k), &Rows::new(&wanted.data, k));
-        out.data.iter_mut().zip(&target.data).for_each(|(o, t)| *o -= t);
-        if let Some(weights) = &inputs.weights {
-            let roots: Vec<f32> = weights[i].iter().map(|w| w.sqrt()).collect();
-            scale_columns(&mut out.data, &roots);
+/// One calibration window and what the full-precision layer makes of it.
+struct Window {
+    x: Matrix,
+    /// `W Xᵀ`, `[outputs, tokens]`.
+    target: Matrix,
+    /// Roots of the tokens' weights.
+    roots: Option<Vec<f32>>,
+}
+
+impl Window {
+    fn new(inputs: &TapInputs, i: usize, full: &Matrix) -> Result<Self, QuantizeError> {
+        let x = inputs.x.get(i)?;
+        let target = product(&Rows::new(&full.data, full.cols), &Rows::new(&x.data, x.cols));
+        let roots = inputs.weights.as_ref().map(|w| w[i].iter().map(|w| w.sqrt()).collect());
+        Ok(Self { x, target, roots })
+    }
+
+    /// Adds the squared error of every output over this window's tokens, for quantized inputs `seen` and a quantized weight.
+    fn add_errors(&self, seen: &Matrix, weight: &Matrix, errors: &mut [f64]) {
+        let mut out = product(&Rows::new(&weight.data, weight.cols), &Rows::new(&seen.data, seen.cols));
+        out.data.iter_mut().zip(&self.target.data).for_each(|(o, t)| *o -= t);
+        if let Some(roots) = &self.roots {
+            scale_columns(&mut out.data, roots);
         }
         errors.iter_mut().zip(out.data.chunks_exact(out.cols)).for_each(|(e, row)| *e += sum_of_squares(row));
     }
-    Ok(errors)
 }

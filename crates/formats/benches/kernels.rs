@@ -1,6 +1,6 @@
 //! Bandwidth of the kernels beside memcpy, on one core, from the second-level cache and from memory.
 //!
-//!     cargo run --release -p halfbyte-formats --example kernel_speed
+//!     cargo bench -p halfbyte-formats
 //!
 //! GB/s counts the bytes of x once, for every line, so that lines compare as times do. Each figure is the fastest of
 //! several runs.

@@ -1,4 +1,4 @@
-//! Prints GFLOP/s of the products at the shapes that calibration runs: `cargo run --release --example product_speed`.
+//! Prints GFLOP/s of the products at the shapes that calibration runs: `cargo bench -p halfbyte-tensor`.
 
 use halfbyte_tensor::{Rows, gram, isa, product};
 use std::time::Instant;
