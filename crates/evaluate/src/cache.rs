@@ -107,7 +107,9 @@ impl<T: Serialize + DeserializeOwned + Clone> Book<T> {
     /// Writes all of it under a temporary name and renames it.
     pub(crate) fn save(&self) -> Result<(), EvaluateError> {
         let Some(path) = &self.path else { return Ok(()) };
-        let fail = |e: String| EvaluateError::Cache(format!("{e}; --cache names another folder, --no-cache does without"));
+        let fail = |e: String| {
+            EvaluateError::Cache(format!("{e}; --cache names another folder, --no-cache does without"))
+        };
         let dir = path.parent().unwrap_or(Path::new("."));
         fs::create_dir_all(dir).map_err(|e| fail(format!("cannot make {}: {e}", dir.display())))?;
         let bytes = serde_json::to_vec(&self.found).map_err(|e| fail(e.to_string()))?;

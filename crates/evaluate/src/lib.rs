@@ -16,7 +16,7 @@ mod test_model;
 mod text;
 
 pub use cache::{Cache, Fingerprint};
-pub use compare::{Comparison, ComparedModel, ComparedTask, LayerError};
+pub use compare::{ComparedModel, ComparedTask, Comparison, LayerError};
 pub use divergence::{Divergence, Divergences, divergence};
 pub use error::EvaluateError;
 pub use likelihood::{Item, Likelihood, Request};

@@ -144,7 +144,8 @@ impl Pack {
             }
             pack.targets.push(targets);
         }
-        let mut scored: Vec<usize> = pack.targets.iter().flatten().flatten().map(|t: &(usize, u32)| t.0).collect();
+        let mut scored: Vec<usize> =
+            pack.targets.iter().flatten().flatten().map(|t: &(usize, u32)| t.0).collect();
         scored.sort_unstable();
         scored.dedup();
         // From rows of the matrix to places among those that are scored.

@@ -31,7 +31,8 @@ const SAMPLES: usize = 10_000;
 /// If the lists are of different length or empty.
 pub fn paired(reference: &[bool], model: &[bool], seed: u64) -> Paired {
     assert!(reference.len() == model.len() && !model.is_empty(), "answers to the same questions");
-    let difference: Vec<i64> = reference.iter().zip(model).map(|(&a, &b)| i64::from(b) - i64::from(a)).collect();
+    let difference: Vec<i64> =
+        reference.iter().zip(model).map(|(&a, &b)| i64::from(b) - i64::from(a)).collect();
     let n = difference.len();
     let only_reference = difference.iter().filter(|&&d| d < 0).count();
     let only_model = difference.iter().filter(|&&d| d > 0).count();

@@ -143,7 +143,8 @@ mod tests {
             state = model.block(layer).unwrap().forward(state, &rotary);
         }
         let logits = model.head().unwrap().logits(&state);
-        let nll = |t: usize| log_sum_exp(logits.row(t - 1)) - f64::from(logits.row(t - 1)[window[t] as usize]);
+        let nll =
+            |t: usize| log_sum_exp(logits.row(t - 1)) - f64::from(logits.row(t - 1)[window[t] as usize]);
         (window.len() - scored..window.len()).map(nll).sum()
     }
 
@@ -152,7 +153,8 @@ mod tests {
         let model = model();
         let tokens = tokens(&model);
         let options = |stride| PerplexityOptions { window: 64, stride, windows: Some(7), skip_tokens: 100 };
-        let run = |stride| perplexity(&model, &tokens, options(stride), None, &mut |_: u64, _: u64| true).unwrap();
+        let run =
+            |stride| perplexity(&model, &tokens, options(stride), None, &mut |_: u64, _: u64| true).unwrap();
         let text = &tokens[100..];
 
         let apart = run(None);

@@ -398,7 +398,10 @@ fn at_least(least: usize) -> impl Fn(&str) -> Result<usize, String> + Clone {
 }
 
 fn at_least_zero(text: &str) -> Result<f64, String> {
-    text.parse().ok().filter(|v: &f64| v.is_finite() && *v >= 0.0).ok_or_else(|| "not a number of at least 0".into())
+    text.parse()
+        .ok()
+        .filter(|v: &f64| v.is_finite() && *v >= 0.0)
+        .ok_or_else(|| "not a number of at least 0".into())
 }
 
 /// `0.45`, or `piqa=0.6`.
@@ -408,7 +411,9 @@ fn min_accuracy(text: &str) -> Result<MinAccuracy, String> {
         None => (None, text),
     };
     let least = share.parse().ok().filter(|v| (0.0..=1.0).contains(v));
-    least.map(|least| MinAccuracy { task, least }).ok_or_else(|| "not a share between 0 and 1, such as 0.45 or piqa=0.6".into())
+    least
+        .map(|least| MinAccuracy { task, least })
+        .ok_or_else(|| "not a share between 0 and 1, such as 0.45 or piqa=0.6".into())
 }
 
 fn bits(text: &str) -> Result<u32, String> {

@@ -7,7 +7,7 @@ use serde_json::Value;
 use std::fs;
 use util::*;
 
-const COMMANDS: [&str; 6] = ["demo", "plan", "quantize", "eval", "inspect", "recipes"];
+const COMMANDS: [&str; 7] = ["demo", "plan", "quantize", "eval", "compare", "inspect", "recipes"];
 
 #[test]
 fn every_help_has_examples_and_explains_every_option() {

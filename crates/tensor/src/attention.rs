@@ -116,11 +116,8 @@ impl<'a> Queries<'a> {
             // Summed over the trunk's keys and then over a branch's own: the same chain as over one sequence.
             let at = head * dim;
             if !trunk.is_empty() {
-                let probabilities = Rows::strided(
-                    &scores[..(self.count - 1) * keys + trunk.len()],
-                    keys,
-                    trunk.len(),
-                );
+                let probabilities =
+                    Rows::strided(&scores[..(self.count - 1) * keys + trunk.len()], keys, trunk.len());
                 let v = Columns::new(&v.data[span(trunk)], kv_width, dim);
                 product_serial(&probabilities, &v, &mut out[at..], width);
             }
@@ -196,7 +193,8 @@ mod tests {
         let (q, k, v) = (values(210, 32, 1), values(210, 16, 2), values(210, 16, 3));
         for (causal, window) in [(true, None), (false, None), (true, Some(8)), (true, Some(150))] {
             let shape = AttentionShape { heads: 4, kv_heads: 2, head_dim: 8, scale: 0.35, causal, window };
-            let (fast, slow) = (attention(&shape, &Layout::sequence(210), &q, &k, &v), plain(&shape, &q, &k, &v));
+            let (fast, slow) =
+                (attention(&shape, &Layout::sequence(210), &q, &k, &v), plain(&shape, &q, &k, &v));
             let worst = fast.data.iter().zip(&slow.data).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             assert!(worst < 2e-5, "causal {causal}, window {window:?}: {worst}");
         }
@@ -217,7 +215,8 @@ mod tests {
         let n = layout.rows();
         let (q, k, v) = (values(n, 32, 1), values(n, 16, 2), values(n, 16, 3));
         for window in [None, Some(8), Some(60)] {
-            let shape = AttentionShape { heads: 4, kv_heads: 2, head_dim: 8, scale: 0.35, causal: true, window };
+            let shape =
+                AttentionShape { heads: 4, kv_heads: 2, head_dim: 8, scale: 0.35, causal: true, window };
             let packed = attention(&shape, &layout, &q, &k, &v);
             let mut start = 0;
             for (trunk, branches) in trees {
@@ -226,7 +225,8 @@ mod tests {
                     let rows: Vec<usize> = (start..start + trunk).chain(from..from + branch).collect();
                     from += branch;
                     let plain = Layout::sequence(rows.len());
-                    let alone = attention(&shape, &plain, &pick(&q, &rows), &pick(&k, &rows), &pick(&v, &rows));
+                    let alone =
+                        attention(&shape, &plain, &pick(&q, &rows), &pick(&k, &rows), &pick(&v, &rows));
                     assert_eq!(alone, pick(&packed, &rows), "trunk {trunk}, branch {branch}, {window:?}");
                 }
                 start = from;

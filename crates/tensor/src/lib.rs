@@ -21,6 +21,7 @@ pub use matrix::Matrix;
 pub use microkernel::{Isa, isa};
 pub use operand::{Columns, Operand, Rows, Stored};
 pub use ops::{
-    Rotary, add_assign, dot, kl_divergence, layer_norm, log_sum_exp, rms_norm, scale_columns, silu, softmax, sum_of_squares,
+    Rotary, add_assign, dot, kl_divergence, layer_norm, log_sum_exp, rms_norm, scale_columns, silu, softmax,
+    sum_of_squares,
 };
 pub use product::{gram, mirror, product, product_into};

@@ -220,7 +220,8 @@ mod tests {
     #[test]
     fn divergence_is_that_of_the_definition() {
         let p: Vec<f32> = (0..3000).map(|i| ((i * 37) % 101) as f32 / 9.0).collect();
-        let q: Vec<f32> = (0..3000).map(|i| ((i * 37) % 101) as f32 / 9.0 + ((i * 11) % 7) as f32 / 5.0).collect();
+        let q: Vec<f32> =
+            (0..3000).map(|i| ((i * 37) % 101) as f32 / 9.0 + ((i * 11) % 7) as f32 / 5.0).collect();
         let log = |x: &[f32]| {
             let total = x.iter().map(|&v| f64::from(v).exp()).sum::<f64>().ln();
             x.iter().map(|&v| f64::from(v) - total).collect::<Vec<_>>()

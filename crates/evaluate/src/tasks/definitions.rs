@@ -107,14 +107,22 @@ fn openbookqa(row: &Row) -> Result<Question, String> {
 }
 
 fn lambada(row: &Row) -> Result<Question, String> {
-    let (before, word) =
-        row.text("text")?.rsplit_once(' ').ok_or("field \"text\" has no space, so no last word after a context")?;
-    Ok(Question { pairs: vec![(before.into(), format!(" {word}"))], gold: 0, lengths: vec![word.chars().count()] })
+    let (before, word) = row
+        .text("text")?
+        .rsplit_once(' ')
+        .ok_or("field \"text\" has no space, so no last word after a context")?;
+    Ok(Question {
+        pairs: vec![(before.into(), format!(" {word}"))],
+        gold: 0,
+        lengths: vec![word.chars().count()],
+    })
 }
 
 fn own(row: &Row) -> Result<Question, String> {
     let context = match (row.0.get("context"), row.0.get("question")) {
-        (Some(_), Some(_)) => return Err("there are both \"context\" and \"question\"; one of them is the prompt".into()),
+        (Some(_), Some(_)) => {
+            return Err("there are both \"context\" and \"question\"; one of them is the prompt".into());
+        }
         (Some(_), None) => row.text("context")?.to_string(),
         (None, _) => format!("Question: {}\nAnswer:", row.text("question")?),
     };
@@ -125,7 +133,9 @@ fn own(row: &Row) -> Result<Question, String> {
             let mut same = (0..answers.len()).filter(|&i| answers[i] == text);
             match (same.next(), same.next()) {
                 (Some(gold), None) => gold,
-                (Some(_), Some(_)) => return Err(format!("answer {text:?} is more than one of the choices; give its number")),
+                (Some(_), Some(_)) => {
+                    return Err(format!("answer {text:?} is more than one of the choices; give its number"));
+                }
                 (None, _) => return Err(format!("answer {text:?} is none of the choices")),
             }
         }
@@ -205,7 +215,12 @@ mod tests {
         let expected = ("Question: open a tin\nAnswer:".into(), vec![" pull".into(), " wait".into()], 1);
         assert_eq!(asked("piqa", row), expected);
 
-        for (name, key) in [("arc_easy", "question"), ("arc_challenge", "question"), ("openbookqa", "question_stem"), ("openbookqa", "question")] {
+        for (name, key) in [
+            ("arc_easy", "question"),
+            ("arc_challenge", "question"),
+            ("openbookqa", "question_stem"),
+            ("openbookqa", "question"),
+        ] {
             let row = json!({key: "Why?", "choices": {"text": ["a", "b b"], "label": ["1", "2"]}, "answerKey": " 2"});
             let context = if name == "openbookqa" { "Why?" } else { "Question: Why?\nAnswer:" };
             assert_eq!(asked(name, row), (context.into(), vec![" a".into(), " b b".into()], 1));
@@ -236,8 +251,10 @@ mod tests {
 
     #[test]
     fn strings_behave_as_in_python() {
-        assert_eq!((capitalized("hELLO ÉTÉ"), capitalized("éa"), capitalized("ßX"), capitalized("")),
-            ("Hello été".into(), "Éa".into(), "Ssx".into(), String::new()));
+        assert_eq!(
+            (capitalized("hELLO ÉTÉ"), capitalized("éa"), capitalized("ßX"), capitalized("")),
+            ("Hello été".into(), "Éa".into(), "Ssx".into(), String::new())
+        );
         assert_eq!(cleaned("\u{a0}\x1f a [b\nc] d [e] f\u{3000}"), "a [b\nc] d f");
     }
 
@@ -250,10 +267,26 @@ mod tests {
             ("piqa", json!({"goal": 5, "sol1": "b", "sol2": "c", "label": 1}), "not a string"),
             ("boolq", json!({"passage": "a", "question": "b"}), "neither"),
             ("winogrande", json!({"sentence": "a b", "option1": "a", "option2": "b", "answer": "1"}), "no _"),
-            ("winogrande", json!({"sentence": "a _", "option1": "a", "option2": "b", "answer": ""}), "from 1 to 2"),
-            ("arc_easy", json!({"question": "a", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "C"}), "none of the labels A, B"),
-            ("arc_easy", json!({"question": "a", "choices": {"text": ["a", "b"]}, "answerKey": "C"}), "no \"label\""),
-            ("arc_easy", json!({"question": "a", "choices": {"text": ["a", "b"], "label": ["A"]}, "answerKey": "A"}), "1 entries"),
+            (
+                "winogrande",
+                json!({"sentence": "a _", "option1": "a", "option2": "b", "answer": ""}),
+                "from 1 to 2",
+            ),
+            (
+                "arc_easy",
+                json!({"question": "a", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "C"}),
+                "none of the labels A, B",
+            ),
+            (
+                "arc_easy",
+                json!({"question": "a", "choices": {"text": ["a", "b"]}, "answerKey": "C"}),
+                "no \"label\"",
+            ),
+            (
+                "arc_easy",
+                json!({"question": "a", "choices": {"text": ["a", "b"], "label": ["A"]}, "answerKey": "A"}),
+                "1 entries",
+            ),
             ("lambada", json!({"text": "word"}), "no space"),
             ("mine", json!({"question": "a", "choices": ["b"], "answer": 0}), "1 entries"),
             ("mine", json!({"question": "a", "context": "b", "choices": ["b", "c"], "answer": 0}), "both"),
@@ -271,6 +304,9 @@ mod tests {
         let row = json!({"context": "2 + 2 =", "choices": ["4", "5"], "answer": "4"});
         assert_eq!(asked("sums", row), ("2 + 2 =".into(), vec![" 4".into(), " 5".into()], 0));
         let row = json!({"question": "Who?", "choices": ["me", "you"], "answer": 1});
-        assert_eq!(asked("sums", row), ("Question: Who?\nAnswer:".into(), vec![" me".into(), " you".into()], 1));
+        assert_eq!(
+            asked("sums", row),
+            ("Question: Who?\nAnswer:".into(), vec![" me".into(), " you".into()], 1)
+        );
     }
 }

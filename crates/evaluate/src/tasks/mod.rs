@@ -141,7 +141,8 @@ impl Task {
     fn items(&self, tokenizer: &Tokenizer, most: usize) -> Result<Vec<Item>, EvaluateError> {
         let item = |(number, question): &(usize, Question)| {
             let request = |(context, continuation): &(String, String)| {
-                prompt::encode(tokenizer, context, continuation, most)?.map_err(|message| self.wrong(*number, message))
+                prompt::encode(tokenizer, context, continuation, most)?
+                    .map_err(|message| self.wrong(*number, message))
             };
             question.pairs.iter().map(request).collect::<Result<Item, EvaluateError>>()
         };
@@ -237,7 +238,9 @@ pub fn run_tasks(
             for (&i, found) in pending[batch].iter().zip(found) {
                 if found.iter().any(|l| !l.log_probability.is_finite()) {
                     let row = task.wrong(task.questions[i].0, String::new());
-                    return Err(EvaluateError::NonFinite(row.to_string().trim_end_matches([':', ' ']).into()));
+                    return Err(EvaluateError::NonFinite(
+                        row.to_string().trim_end_matches([':', ' ']).into(),
+                    ));
                 }
                 book.put(keys[t][i].clone(), found);
             }
@@ -302,8 +305,9 @@ mod tests {
 
     #[test]
     fn a_limit_takes_the_first_rows_and_with_a_seed_random_ones() {
-        let lines: String =
-            (0..50).map(|i| format!("{{\"context\": \"{i}\", \"choices\": [\"a\", \"b\"], \"answer\": 0}}\n")).collect();
+        let lines: String = (0..50)
+            .map(|i| format!("{{\"context\": \"{i}\", \"choices\": [\"a\", \"b\"], \"answer\": 0}}\n"))
+            .collect();
         let dir = files(&[("mine.jsonl", &lines)]);
         let rows = |limit, seed| -> Vec<usize> {
             let task = Task::open(dir.path(), "mine", Selection { limit, seed }).unwrap();
@@ -319,7 +323,10 @@ mod tests {
     #[test]
     fn errors_name_file_and_line() {
         let dir = files(&[
-            ("piqa.jsonl", "{\"goal\": \"a\", \"sol1\": \"b\", \"sol2\": \"c\", \"label\": 1}\n\n{\"goal\": \"a\"}"),
+            (
+                "piqa.jsonl",
+                "{\"goal\": \"a\", \"sol1\": \"b\", \"sol2\": \"c\", \"label\": 1}\n\n{\"goal\": \"a\"}",
+            ),
             ("arc_easy.jsonl", "{\"question\": "),
             ("boolq.jsonl", "\n"),
             ("openbookqa.jsonl", "{}"),
@@ -363,7 +370,12 @@ mod tests {
     #[test]
     fn a_stopped_run_goes_on_and_more_rows_cost_only_themselves() {
         let lines: String = (0..400)
-            .map(|i| format!("{{\"context\": \"{}\", \"choices\": [\"a dog\", \"the {i}\"], \"answer\": 1}}\n", "once upon a time ".repeat(i % 9 + 1)))
+            .map(|i| {
+                format!(
+                    "{{\"context\": \"{}\", \"choices\": [\"a dog\", \"the {i}\"], \"answer\": 1}}\n",
+                    "once upon a time ".repeat(i % 9 + 1)
+                )
+            })
             .collect();
         let dir = files(&[("mine.jsonl", &lines), ("program", "x")]);
         let task = |limit| Task::open(dir.path(), "mine", Selection { limit, seed: None }).unwrap();
@@ -375,7 +387,10 @@ mod tests {
             first = all;
             done < all / 2
         };
-        assert!(matches!(run_tasks(&model, &[task(None)], Some(&cache), &mut stop), Err(EvaluateError::Stopped)));
+        assert!(matches!(
+            run_tasks(&model, &[task(None)], Some(&cache), &mut stop),
+            Err(EvaluateError::Stopped)
+        ));
         let mut left = 0;
         let mut see = |_: u64, all: u64| {
             left = all;
@@ -385,6 +400,7 @@ mod tests {
         assert!(left < first, "{left} of {first} units were left");
         let mut nothing = |_: u64, _: u64| panic!("nothing is left to do");
         assert_eq!(run_tasks(&model, &[task(None)], Some(&cache), &mut nothing).unwrap(), whole);
-        run_tasks(&model, &[task(Some(7))], Some(&cache), &mut |_: u64, _: u64| panic!("nothing is left")).unwrap();
+        run_tasks(&model, &[task(Some(7))], Some(&cache), &mut |_: u64, _: u64| panic!("nothing is left"))
+            .unwrap();
     }
 }

@@ -19,7 +19,9 @@ pub(super) fn encode(
     let context = tokenizer.encode_prompt(context.trim_end_matches(is_space))?;
     let mut tokens = tokenizer.encode_prompt(&text)?;
     if context.is_empty() {
-        return Ok(Err("there is no context, and this tokenizer adds no token to begin a sequence with".into()));
+        return Ok(Err(
+            "there is no context, and this tokenizer adds no token to begin a sequence with".into()
+        ));
     }
     let scored = tokens.len().saturating_sub(context.len());
     if scored == 0 {
@@ -57,6 +59,8 @@ mod tests {
         assert_eq!(cut.scored, whole.scored);
 
         assert!(run("Once", "", 512).unwrap_err().contains("no tokens"));
-        assert!(run("Once", " upon a time there was a girl", 3).unwrap_err().contains("more than the model's"));
+        assert!(
+            run("Once", " upon a time there was a girl", 3).unwrap_err().contains("more than the model's")
+        );
     }
 }

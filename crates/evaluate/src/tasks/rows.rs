@@ -135,9 +135,10 @@ impl Row {
             return Err(format!("{} choices have {} labels", text.len(), labels.len()));
         }
         let answer = self.text("answerKey")?.trim_start();
-        let gold = labels.iter().position(|l| l == answer).ok_or_else(|| {
-            format!("answerKey {answer:?} is none of the labels {}", labels.join(", "))
-        })?;
+        let gold = labels
+            .iter()
+            .position(|l| l == answer)
+            .ok_or_else(|| format!("answerKey {answer:?} is none of the labels {}", labels.join(", ")))?;
         Ok((text, gold))
     }
 
@@ -148,7 +149,9 @@ impl Row {
         let last = first + choices as i64 - 1;
         match number {
             Some(n) if (first..=last).contains(&n) => Ok((n - first) as usize),
-            _ => Err(format!("field {key:?} is {value}, not a number from {first} to {last} (a file without answers?)")),
+            _ => Err(format!(
+                "field {key:?} is {value}, not a number from {first} to {last} (a file without answers?)"
+            )),
         }
     }
 }

@@ -27,7 +27,9 @@ pub(crate) fn run(args: &CompareArgs) -> anyhow::Result<()> {
     let tasks = measure::tasks(&args.measure, args.seed.filter(|_| args.measure.limit.is_some()))?;
     for wanted in args.min_accuracy.iter().filter_map(|m| m.task.as_ref()) {
         if !tasks.iter().any(|t| t.name == *wanted) {
-            return Err(Failure::new(format!("--min-accuracy {wanted}=...: {wanted} is none of --tasks")).into());
+            return Err(
+                Failure::new(format!("--min-accuracy {wanted}=...: {wanted} is none of --tasks")).into()
+            );
         }
     }
     let all: Vec<&Model> = models.iter().collect();
@@ -166,7 +168,17 @@ fn table(comparison: &Comparison, tasks: &[Task], seconds: f64) -> anyhow::Resul
     let models = &comparison.models;
     let number = |v: Option<f64>, digits: usize| v.map_or("-".into(), |v| format!("{v:.digits$}"));
     let mut table = Table::new([
-        "", "model", "recipe", "size", "bits", "perplexity", "KLD", "median", "99 %", "same top", "mean acc",
+        "",
+        "model",
+        "recipe",
+        "size",
+        "bits",
+        "perplexity",
+        "KLD",
+        "median",
+        "99 %",
+        "same top",
+        "mean acc",
     ]);
     for (i, m) in models.iter().enumerate() {
         let d = m.divergence.as_ref();

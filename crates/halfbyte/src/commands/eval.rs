@@ -128,7 +128,10 @@ fn table(args: &EvalArgs, found: &Found, recipe: Option<&str>, seconds: f64) -> 
             (Some(limit), None) => format!("the first {limit} rows"),
             (Some(limit), Some(seed)) => format!("{limit} rows drawn with seed {seed}"),
         };
-        writeln!(text, "tasks        zero-shot as in lm-evaluation-harness 0.4.13, {rows}; ± is the standard error")?;
+        writeln!(
+            text,
+            "tasks        zero-shot as in lm-evaluation-harness 0.4.13, {rows}; ± is the standard error"
+        )?;
     }
     writeln!(text, "time         {}", output::duration(seconds))?;
     Ok(text)

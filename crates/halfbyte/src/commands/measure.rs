@@ -47,8 +47,12 @@ pub(super) fn text(
         }
     }
     info!(tokens = tokens.len(), window, "text tokenised");
-    let options =
-        PerplexityOptions { window, stride: args.stride, windows: args.windows, skip_tokens: args.skip_tokens };
+    let options = PerplexityOptions {
+        window,
+        stride: args.stride,
+        windows: args.windows,
+        skip_tokens: args.skip_tokens,
+    };
     Ok(Some((tokens, options)))
 }
 
@@ -96,7 +100,8 @@ pub(super) fn cache(args: &MeasureArgs) -> anyhow::Result<Option<Cache>> {
             Ok(None)
         }
         Ok(_) => {
-            let program = std::env::current_exe().context("cannot find this program; --no-cache does without")?;
+            let program =
+                std::env::current_exe().context("cannot find this program; --no-cache does without")?;
             Ok(Some(Cache::open(&dir, &program)?))
         }
     }
@@ -104,8 +109,9 @@ pub(super) fn cache(args: &MeasureArgs) -> anyhow::Result<Option<Cache>> {
 
 fn default_cache() -> Option<PathBuf> {
     let folder = |name| std::env::var_os(name).filter(|v: &OsString| !v.is_empty()).map(PathBuf::from);
-    let base = folder("XDG_CACHE_HOME")
-        .or_else(|| if cfg!(windows) { folder("LOCALAPPDATA") } else { Some(folder("HOME")?.join(".cache")) });
+    let base = folder("XDG_CACHE_HOME").or_else(|| {
+        if cfg!(windows) { folder("LOCALAPPDATA") } else { Some(folder("HOME")?.join(".cache")) }
+    });
     base.filter(|b| b.is_absolute()).map(|b| b.join("halfbyte"))
 }
 
