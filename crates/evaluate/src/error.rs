@@ -57,6 +57,6 @@ pub enum EvaluateError {
     #[error("cannot keep finished rows: {0}")]
     Cache(String),
     /// The user asked to stop.
-    #[error("stopped")]
+    #[error("stopped; before the end")]
     Stopped,
 }

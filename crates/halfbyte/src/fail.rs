@@ -79,6 +79,11 @@ fn hint(error: &anyhow::Error) -> Option<String> {
     if let Some(failure) = error.downcast_ref::<Failure>() {
         return failure.hint.clone();
     }
+    if let Some(EvaluateError::Stopped) = error.downcast_ref() {
+        return Some(
+            "finished rows and windows are kept, unless by --no-cache: the same command does the rest".into(),
+        );
+    }
     match error.downcast_ref::<QuantizeError>()? {
         QuantizeError::UnknownRecipe { .. } => Some(
             "`halfbyte recipes` describes them; `halfbyte recipes NAME > mine.toml` starts one of your own"

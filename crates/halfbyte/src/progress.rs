@@ -90,11 +90,25 @@ pub(crate) struct Watch {
     bar: Bar,
     /// What is said before the items: which model it is, where there are several.
     about: String,
+    /// The task at hand.
+    what: String,
+    kept: usize,
 }
 
 impl Watch {
-    pub(crate) fn new(about: String) -> Self {
-        Self { bar: Bar::percent("tokenising"), about }
+    pub(crate) fn new() -> Self {
+        Self { bar: Bar::percent("tokenising"), about: String::new(), what: String::new(), kept: 0 }
+    }
+
+    /// From here on it is about something else.
+    pub(crate) fn about(&mut self, about: String) {
+        (self.about, self.what) = (about, String::new());
+        self.bar.bar.reset_eta();
+    }
+
+    /// Rows and windows that were there from an earlier run.
+    pub(crate) fn kept(&self) -> usize {
+        self.kept
     }
 }
 
@@ -105,6 +119,11 @@ impl halfbyte_evaluate::Progress for Watch {
     }
 
     fn items(&mut self, what: &str, done: usize, all: usize, accuracy: Option<f64>) {
+        // The first word on a task comes before anything is computed.
+        if self.what != what {
+            self.what = what.into();
+            self.kept += done;
+        }
         let accuracy = accuracy.map_or(String::new(), |a| format!(", accuracy {a:.4}"));
         self.bar.stage(format!("{}{what} {done}/{all}{accuracy}", self.about));
     }

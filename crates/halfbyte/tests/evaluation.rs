@@ -233,6 +233,8 @@ fn a_stopped_evaluation_goes_on_and_ends_in_the_same_scores() {
     let mut fresh = eval(&scratch.model(), &dir, "piqa");
     let fresh = finish(fresh.arg("--save-scores").arg(scratch.path("fresh.json"))).json();
     assert_eq!(resumed["tasks"], fresh["tasks"]);
+    assert_eq!(fresh["from_cache"], 0);
+    assert!((1..800).contains(&resumed["from_cache"].as_u64().unwrap()), "{}", resumed["from_cache"]);
     assert_eq!(
         fs::read(scratch.path("resumed.json")).unwrap(),
         fs::read(scratch.path("fresh.json")).unwrap()

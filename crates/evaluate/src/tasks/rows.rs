@@ -165,3 +165,26 @@ fn texts(value: &Value, key: &str) -> Result<Vec<String>, String> {
         _ => Ok(texts),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_damaged_parquet_file_is_an_error_or_read_but_never_a_panic() {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/winogrande.parquet");
+        let whole = std::fs::read(golden).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("winogrande.parquet");
+        for at in 0..whole.len() {
+            for damage in [0x01, 0x80, 0xff] {
+                let mut bytes = whole.clone();
+                bytes[at] ^= damage;
+                std::fs::write(&path, &bytes).unwrap();
+                let _ = Rows::open(dir.path(), "winogrande");
+            }
+            std::fs::write(&path, &whole[..at]).unwrap();
+            assert!(Rows::open(dir.path(), "winogrande").is_err(), "cut to {at} bytes");
+        }
+    }
+}

@@ -36,8 +36,8 @@ pub(crate) fn run(args: &CompareArgs) -> anyhow::Result<()> {
     let text = measure::text(&args.measure, &all)?;
     let cache = measure::cache(&args.measure)?;
 
+    let mut watch = Watch::new();
     if let Some((tokens, options)) = text {
-        let mut watch = Watch::new(String::new());
         let found = divergence(all[0], &all[1..], &tokens, options, cache.as_ref(), &mut watch)?;
         compared[0].perplexity = Some(found.reference);
         for (model, (perplexity, divergence)) in compared[1..].iter_mut().zip(found.models) {
@@ -45,8 +45,10 @@ pub(crate) fn run(args: &CompareArgs) -> anyhow::Result<()> {
         }
     }
     if !tasks.is_empty() {
-        ask(&all, &tasks, &mut compared, args.seed.unwrap_or(0), cache.as_ref())?;
+        ask(&all, &tasks, &mut compared, args.seed.unwrap_or(0), cache.as_ref(), &mut watch)?;
     }
+    let kept = watch.kept();
+    drop(watch);
     let comparison = Comparison { models: compared };
     let missed = missed(args, &comparison);
     let seconds = start.elapsed().as_secs_f64();
@@ -58,10 +60,11 @@ pub(crate) fn run(args: &CompareArgs) -> anyhow::Result<()> {
         value["skipped_tokens"] = args.measure.skip_tokens.into();
         value["rows"] = json!({ "limit": args.measure.limit, "seed": args.seed });
         value["missed"] = json!(missed);
+        value["from_cache"] = kept.into();
         value["seconds"] = seconds.into();
         output::print_json(&value)?;
     } else {
-        output::print(&table(&comparison, &tasks, seconds)?)?;
+        output::print(&table(&comparison, &tasks, &measure::time(seconds, kept))?)?;
     }
     if missed.is_empty() { Ok(()) } else { Err(Missed(missed).into()) }
 }
@@ -113,11 +116,12 @@ fn ask(
     compared: &mut [ComparedModel],
     seed: u64,
     cache: Option<&Cache>,
+    watch: &mut Watch,
 ) -> anyhow::Result<()> {
     let mut reference: Vec<TaskOutcome> = Vec::new();
     for (i, (model, out)) in models.iter().zip(compared).enumerate() {
-        let mut watch = Watch::new(format!("model {} of {}: ", i + 1, models.len()));
-        let outcomes = run_tasks(model, tasks, cache, &mut watch)?;
+        watch.about(format!("model {} of {}: ", i + 1, models.len()));
+        let outcomes = run_tasks(model, tasks, cache, watch)?;
         for (t, outcome) in outcomes.iter().enumerate() {
             let beside = |right: fn(&halfbyte_evaluate::tasks::RowResult) -> bool| {
                 let answers = |o: &TaskOutcome| o.rows.iter().map(right).collect::<Vec<_>>();
@@ -164,7 +168,7 @@ fn missed(args: &CompareArgs, comparison: &Comparison) -> Vec<String> {
     missed
 }
 
-fn table(comparison: &Comparison, tasks: &[Task], seconds: f64) -> anyhow::Result<String> {
+fn table(comparison: &Comparison, tasks: &[Task], time: &str) -> anyhow::Result<String> {
     let models = &comparison.models;
     let number = |v: Option<f64>, digits: usize| v.map_or("-".into(), |v| format!("{v:.digits$}"));
     let mut table = Table::new([
@@ -240,6 +244,6 @@ fn table(comparison: &Comparison, tasks: &[Task], seconds: f64) -> anyhow::Resul
             "tasks        zero-shot as in lm-evaluation-harness 0.4.13; difference in acc to model 1 with its 95 % bootstrap interval, p of McNemar's exact test"
         )?;
     }
-    writeln!(text, "time         {}", output::duration(seconds))?;
+    writeln!(text, "time         {time}")?;
     Ok(text)
 }

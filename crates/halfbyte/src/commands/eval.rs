@@ -19,6 +19,8 @@ struct Found {
     /// Beside the reference, whose perplexity comes with it.
     divergence: Option<(Divergence, Perplexity)>,
     tasks: Vec<TaskOutcome>,
+    /// Rows and windows of an earlier run.
+    kept: usize,
 }
 
 pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
@@ -34,8 +36,8 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
     let cache = measure::cache(&args.measure)?;
     let cache = cache.as_ref();
 
-    let mut watch = Watch::new(String::new());
-    let mut found = Found { perplexity: None, divergence: None, tasks: Vec::new() };
+    let mut watch = Watch::new();
+    let mut found = Found { perplexity: None, divergence: None, tasks: Vec::new(), kept: 0 };
     if let Some((tokens, options)) = text {
         match &reference {
             Some(reference) => {
@@ -51,6 +53,7 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
     if !tasks.is_empty() {
         found.tasks = run_tasks(&model, &tasks, cache, &mut watch)?;
     }
+    found.kept = watch.kept();
     drop(watch);
 
     if let Some(path) = &args.save_scores {
@@ -83,6 +86,7 @@ fn json(args: &EvalArgs, found: &Found, recipe: Option<&str>, seconds: f64) -> V
         value["tasks"] = results.collect::<Map<_, _>>().into();
         value["rows"] = json!({ "limit": args.measure.limit, "seed": args.seed });
     }
+    value["from_cache"] = found.kept.into();
     value["seconds"] = seconds.into();
     value
 }
@@ -133,6 +137,6 @@ fn table(args: &EvalArgs, found: &Found, recipe: Option<&str>, seconds: f64) -> 
             "tasks        zero-shot as in lm-evaluation-harness 0.4.13, {rows}; ± is the standard error"
         )?;
     }
-    writeln!(text, "time         {}", output::duration(seconds))?;
+    writeln!(text, "time         {}", measure::time(seconds, found.kept))?;
     Ok(text)
 }

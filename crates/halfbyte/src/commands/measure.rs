@@ -2,6 +2,7 @@
 
 use crate::cli::MeasureArgs;
 use crate::fail::Failure;
+use crate::output;
 use anyhow::Context;
 use halfbyte_evaluate::tasks::{Selection, Task, TaskResult};
 use halfbyte_evaluate::{Cache, PerplexityOptions, read_text};
@@ -122,6 +123,13 @@ pub(super) fn share(value: Option<f64>, error: Option<f64>) -> String {
         (Some(v), None) => format!("{v:.4}"),
         _ => "-".into(),
     }
+}
+
+/// How long it took, and what was not done because an earlier run had done it.
+pub(super) fn time(seconds: f64, kept: usize) -> String {
+    let kept =
+        if kept > 0 { format!(", with {kept} rows and windows of an earlier run") } else { String::new() };
+    output::duration(seconds) + &kept
 }
 
 /// A task's figures for people: accuracy, accuracy by characters, perplexity of the last word, rows.
