@@ -16,9 +16,10 @@ fn piqa(rows: usize) -> String {
     let bad =
         ["the park ran dog to the", "happy she very was", "ball the with played they", "mom his to went he"];
     let row = |i: usize| {
-        let (a, b) = (good[i % 4], bad[i % 4]);
-        let (sol1, sol2) = if i % 3 == 0 { (b, a) } else { (a, b) };
-        json!({"goal": format!("Once upon a time, {i}"), "sol1": sol1, "sol2": sol2, "label": usize::from(i % 3 == 0)})
+        let label = usize::from(i.is_multiple_of(3));
+        let mut answers = [good[i % 4], bad[i % 4]];
+        answers.rotate_right(label);
+        json!({"goal": format!("Once upon a time, {i}"), "sol1": answers[0], "sol2": answers[1], "label": label})
     };
     (0..rows).map(|i| row(i).to_string() + "\n").collect()
 }
