@@ -222,7 +222,7 @@ pub(crate) struct MeasureArgs {
     /// Leave out so many tokens at the start, for instance those calibrated on.
     #[arg(long, default_value_t = 0)]
     pub(crate) skip_tokens: usize,
-    /// Tasks, separated by commas: names of files of --task-dir without their ending.
+    /// Tasks, separated by commas: the names of their files without the ending.
     #[arg(long, value_delimiter = ',', value_name = "NAMES", requires = "task_dir")]
     pub(crate) tasks: Vec<String>,
     /// Folder with NAME.jsonl or NAME.parquet for every task.

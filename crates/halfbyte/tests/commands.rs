@@ -180,7 +180,7 @@ fn quantize_eval_and_inspect_fit_together() {
         "2",
     ]);
     let said = finish(&mut command).text();
-    assert!(said.contains("without special tokens") && said.contains("2 of 64 tokens"), "{said}");
+    assert!(said.contains("without special tokens") && said.contains("2 windows of 64 tokens"), "{said}");
 }
 
 #[test]
