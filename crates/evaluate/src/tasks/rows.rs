@@ -211,7 +211,7 @@ mod tests {
         let whole = std::fs::read(golden).unwrap();
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("winogrande.parquet");
-        for at in 0..whole.len() {
+        for at in (0..whole.len()).step_by(5) {
             let mut bytes = whole.clone();
             bytes[at] ^= [0x01, 0x80, 0xff][at % 3];
             std::fs::write(&path, &bytes).unwrap();
