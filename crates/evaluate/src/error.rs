@@ -26,13 +26,37 @@ pub enum EvaluateError {
         /// Tokens of a window.
         window: usize,
     },
-    /// The window is not possible.
-    #[error("a window of {0} tokens cannot be scored; it needs at least 2")]
-    Window(usize),
+    /// The windows are not possible.
+    #[error("{0}")]
+    Window(String),
     /// The network's output is not finite.
-    #[error("window {0}: the network's output is not finite; the checkpoint is damaged or overflows f32")]
-    NonFinite(usize),
+    #[error("{0}: the network's output is not finite; the checkpoint is damaged or overflows f32")]
+    NonFinite(String),
+    /// A task is unknown, or its file is missing or not in a form that is read.
+    #[error("task {name}: {message}")]
+    Task {
+        /// The task.
+        name: String,
+        /// What is wrong, and what would be right.
+        message: String,
+    },
+    /// A row of a task's file is wrong.
+    #[error("{path}, {row}: {message}")]
+    Row {
+        /// The file.
+        path: String,
+        /// `line 12` or, where there are no lines, `row 12`.
+        row: String,
+        /// What is wrong.
+        message: String,
+    },
+    /// Two models cannot be compared.
+    #[error("{0}")]
+    Mismatch(String),
+    /// Finished rows cannot be kept.
+    #[error("cannot keep finished rows: {0}")]
+    Cache(String),
     /// The user asked to stop.
-    #[error("stopped")]
+    #[error("stopped; before the end")]
     Stopped,
 }

@@ -14,12 +14,17 @@ Examples:
       What a run would do, its memory, size and time, from the headers alone.
   halfbyte quantize models/SmolLM2 --recipe fpq-w4a4 --calibration text.txt --out SmolLM2-fp4
       Quantize. Killed at any moment, the same command goes on where it was.
-  halfbyte eval SmolLM2-fp4 --perplexity test.txt
+  halfbyte eval SmolLM2-fp4 --perplexity test.txt --tasks piqa,arc_easy --task-dir tasks
       Measure the result, or the original model.
+  halfbyte compare models/SmolLM2 SmolLM2-fp4 --perplexity test.txt --max-kld 0.1
+      The original beside quantized folders; the exit code says whether a limit was kept.
   halfbyte report SmolLM2-fp4 --evaluation eval.json
       A page of what was chosen, what it cost and what was measured.
 
-Every command takes --help and --json.";
+Every command takes --help and --json.
+
+Exit codes: 0 done; 1 an error, in one line on standard error; 2 a wrong command line; 3 a limit that `compare` was given \
+is missed; 130 stopped by Ctrl-C.";
 
 /// Transformers in 4-bit floating point: quantize, check, and measure on one ordinary machine.
 #[derive(Debug, Parser)]
@@ -38,6 +43,7 @@ pub(crate) enum Command {
     Plan(PlanArgs),
     Quantize(QuantizeArgs),
     Eval(EvalArgs),
+    Compare(CompareArgs),
     Inspect(InspectArgs),
     Report(ReportArgs),
     Recipes(RecipesArgs),
@@ -121,34 +127,123 @@ pub(crate) struct QuantizeArgs {
 const EVAL: &str = "\
 Examples:
   halfbyte eval SmolLM2-fp4 --perplexity wikitext2-test.txt
-  halfbyte eval models/SmolLM2 --perplexity wikitext2-test.txt --window 2048 --windows 16
+  halfbyte eval models/SmolLM2 --perplexity wikitext2-test.txt --window 2048 --windows 16 --stride 512
+  halfbyte eval SmolLM2-fp4 --perplexity wikitext2-test.txt --reference models/SmolLM2
+  halfbyte eval SmolLM2-fp4 --tasks boolq,piqa,hellaswag --task-dir tasks --limit 500
 
-The text is tokenised whole, without special tokens, and cut into non-overlapping windows; in each, every token \
-but the first is scored. Perplexity is exp(total negative log-likelihood / tokens scored). Compare only figures \
-with the same text, window and number of windows.";
+Perplexity: the text is tokenised whole, without special tokens, and cut into windows; in each, every token but the \
+first is scored, with --stride only those that no window before had. It is exp(total negative log-likelihood / tokens \
+scored). Compare only figures with the same text, window, stride and number of windows.
 
-/// Measure a model's perplexity on a text: a folder that `quantize` wrote, run from its codes, or an original checkpoint.
+Tasks, zero-shot as in lm-evaluation-harness 0.4.13: boolq, piqa, hellaswag, winogrande, arc_easy, arc_challenge, \
+openbookqa, lambada. Any other NAME is a file of your own, a JSON object a line: {\"question\" or \"context\": \"...\", \
+\"choices\": [\"...\", \"...\"], \"answer\": number of the choice from 0, or its text}.
+
+Stopped at any moment, the same command goes on where it was.";
+
+/// Measure a model, quantized (run from its codes) or original: perplexity of a text, divergence from a reference, tasks.
 #[derive(Debug, Args)]
 #[command(after_help = EVAL)]
 pub(crate) struct EvalArgs {
     /// Folder of the model, quantized or original.
     pub(crate) dir: PathBuf,
-    /// UTF-8 text to score.
-    #[arg(long, value_name = "TEXT")]
-    pub(crate) perplexity: PathBuf,
-    /// Tokens of a window [default: 2048, or the model's context if that is shorter].
-    #[arg(long, value_parser = at_least(2))]
-    pub(crate) window: Option<usize>,
-    /// Score only the first so many windows [default: all].
-    #[arg(long, value_parser = at_least(1))]
-    pub(crate) windows: Option<usize>,
-    /// Leave out so many tokens at the start, for instance those calibrated on.
-    #[arg(long, default_value_t = 0)]
-    pub(crate) skip_tokens: usize,
+    #[command(flatten)]
+    pub(crate) measure: MeasureArgs,
+    /// Folder of a model to compare next-token distributions with, over the same windows: KL divergence in nats.
+    #[arg(long, value_name = "MODEL", requires = "perplexity")]
+    pub(crate) reference: Option<PathBuf>,
+    /// Draw the rows of --limit at random with this seed, instead of taking the first ones.
+    #[arg(long, value_name = "N", requires = "limit")]
+    pub(crate) seed: Option<u64>,
+    /// Write what the model said to every row of the tasks, with the log-probability of each choice, to a JSON file.
+    #[arg(long, value_name = "FILE", requires = "tasks")]
+    pub(crate) save_scores: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
     #[command(flatten)]
     pub(crate) machine: MachineArgs,
+}
+
+const COMPARE: &str = "\
+Examples:
+  halfbyte compare models/SmolLM2 SmolLM2-fp4 SmolLM2-int4 --perplexity wikitext2-test.txt --windows 16
+  halfbyte compare models/SmolLM2 SmolLM2-fp4 --tasks piqa,arc_easy --task-dir tasks --limit 500
+  halfbyte compare models/SmolLM2 SmolLM2-fp4 --perplexity test.txt --max-kld 0.1 || echo not good enough
+
+The first model is the reference. Each other one is compared with it over the same windows (KL divergence in nats) and \
+question by question: the difference in accuracy with its 95 % bootstrap interval, and the p-value of McNemar's exact \
+test. The error by kind of layer is what quantizing measured. Exit code 3: --max-kld or --min-accuracy is missed.
+
+Stopped at any moment, the same command goes on where it was.";
+
+/// Measure several models in the same way, the first being the reference: size, perplexity, divergence, paired tests.
+#[derive(Debug, Args)]
+#[command(after_help = COMPARE)]
+pub(crate) struct CompareArgs {
+    /// Folders of the models, the reference first.
+    #[arg(required = true, num_args = 2.., value_name = "MODEL")]
+    pub(crate) models: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(crate) measure: MeasureArgs,
+    /// Draw the rows of --limit at random with this seed, instead of taking the first ones; it also draws the bootstrap
+    /// samples.
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u64>,
+    /// Exit with 3 if the mean KL divergence of any model but the reference is above this.
+    #[arg(long, value_name = "NATS", value_parser = at_least_zero, requires = "perplexity")]
+    pub(crate) max_kld: Option<f64>,
+    /// Exit with 3 if the accuracy (acc) of any model but the reference is below this: in a TASK, or else on average over
+    /// the tasks. May be given several times.
+    #[arg(long, value_name = "[TASK=]SHARE", value_parser = min_accuracy, requires = "tasks")]
+    pub(crate) min_accuracy: Vec<MinAccuracy>,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+    #[command(flatten)]
+    pub(crate) machine: MachineArgs,
+}
+
+/// The least accuracy that is good enough.
+#[derive(Clone, Debug)]
+pub(crate) struct MinAccuracy {
+    /// The mean over all tasks if `None`.
+    pub(crate) task: Option<String>,
+    pub(crate) least: f64,
+}
+
+/// What is measured, and where finished parts are kept.
+#[derive(Debug, Args)]
+pub(crate) struct MeasureArgs {
+    /// UTF-8 text to score.
+    #[arg(long, value_name = "TEXT", required_unless_present = "tasks")]
+    pub(crate) perplexity: Option<PathBuf>,
+    /// Tokens of a window [default: 2048, or the model's context if that is shorter].
+    #[arg(long, value_parser = at_least(2), requires = "perplexity")]
+    pub(crate) window: Option<usize>,
+    /// Tokens from the start of a window to that of the next [default: the window's length, so that none overlap].
+    #[arg(long, value_parser = at_least(1), requires = "perplexity")]
+    pub(crate) stride: Option<usize>,
+    /// Score only the first so many windows [default: all].
+    #[arg(long, value_parser = at_least(1), requires = "perplexity")]
+    pub(crate) windows: Option<usize>,
+    /// Leave out so many tokens at the start, for instance those calibrated on.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) skip_tokens: usize,
+    /// Tasks, separated by commas: the names of their files without the ending.
+    #[arg(long, value_delimiter = ',', value_name = "NAMES", requires = "task_dir")]
+    pub(crate) tasks: Vec<String>,
+    /// Folder with NAME.jsonl or NAME.parquet for every task.
+    #[arg(long, value_name = "DIR", requires = "tasks")]
+    pub(crate) task_dir: Option<PathBuf>,
+    /// Ask only the first so many rows of each task [default: all].
+    #[arg(long, value_name = "N", value_parser = at_least(1), requires = "tasks")]
+    pub(crate) limit: Option<usize>,
+    /// Folder for finished rows and windows, so that a stopped run goes on [default: halfbyte in the user's cache folder].
+    /// It can be deleted at any time.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) cache: Option<PathBuf>,
+    /// Keep no finished rows, and use none of an earlier run.
+    #[arg(long, conflicts_with = "cache")]
+    pub(crate) no_cache: bool,
 }
 
 const INSPECT: &str = "\
@@ -387,6 +482,25 @@ fn at_least(least: usize) -> impl Fn(&str) -> Result<usize, String> + Clone {
         Ok(n) if n >= least => Ok(n),
         _ => Err(format!("not a whole number of at least {least}")),
     }
+}
+
+fn at_least_zero(text: &str) -> Result<f64, String> {
+    text.parse()
+        .ok()
+        .filter(|v: &f64| v.is_finite() && *v >= 0.0)
+        .ok_or_else(|| "not a number of at least 0".into())
+}
+
+/// `0.45`, or `piqa=0.6`.
+fn min_accuracy(text: &str) -> Result<MinAccuracy, String> {
+    let (task, share) = match text.rsplit_once('=') {
+        Some((task, share)) => (Some(task.to_string()), share),
+        None => (None, text),
+    };
+    let least = share.parse().ok().filter(|v| (0.0..=1.0).contains(v));
+    least
+        .map(|least| MinAccuracy { task, least })
+        .ok_or_else(|| "not a share between 0 and 1, such as 0.45 or piqa=0.6".into())
 }
 
 fn bits(text: &str) -> Result<u32, String> {

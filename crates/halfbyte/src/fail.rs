@@ -32,13 +32,33 @@ impl fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
+/// Everything was measured, and a limit that the user gave is missed.
+#[derive(Debug)]
+pub(crate) struct Missed(pub(crate) Vec<String>);
+
+impl fmt::Display for Missed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join("; "))
+    }
+}
+
+impl std::error::Error for Missed {}
+
+/// Exit code for a missed limit.
+const MISSED: u8 = 3;
 /// Exit code after Ctrl-C, as shells have it: 128 + SIGINT.
 const INTERRUPTED: u8 = 130;
 
 /// Prints an error and says which exit code it has.
 pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
     let line = format!("{error:#}").split_whitespace().collect::<Vec<_>>().join(" ");
-    let (label, code) = if stopped(error) { ("stopped", INTERRUPTED) } else { ("error", 1) };
+    let (label, code) = if stopped(error) {
+        ("stopped", INTERRUPTED)
+    } else if error.is::<Missed>() {
+        ("missed", MISSED)
+    } else {
+        ("error", 1)
+    };
     match line.strip_prefix("stopped; ") {
         Some(rest) if code == INTERRUPTED => eprintln!("{label}: {rest}"),
         _ => eprintln!("{label}: {line}"),
@@ -58,6 +78,11 @@ fn stopped(error: &anyhow::Error) -> bool {
 fn hint(error: &anyhow::Error) -> Option<String> {
     if let Some(failure) = error.downcast_ref::<Failure>() {
         return failure.hint.clone();
+    }
+    if let Some(EvaluateError::Stopped) = error.downcast_ref() {
+        return Some(
+            "finished rows and windows are kept, unless by --no-cache: the same command does the rest".into(),
+        );
     }
     match error.downcast_ref::<QuantizeError>()? {
         QuantizeError::UnknownRecipe { .. } => Some(

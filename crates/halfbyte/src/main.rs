@@ -5,6 +5,7 @@
 //! | 0 | done |
 //! | 1 | `error: ...` on standard error says what was wrong |
 //! | 2 | the command line itself was wrong |
+//! | 3 | `compare` measured everything, and a limit that the user gave is missed |
 //! | 130 | stopped by Ctrl-C |
 
 mod cli;
@@ -34,6 +35,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Plan(args) => commands::plan::run(args, cli.verbose > 0),
         Command::Quantize(args) => commands::quantize::run(args),
         Command::Eval(args) => commands::eval::run(args),
+        Command::Compare(args) => commands::compare::run(args),
         Command::Inspect(args) => commands::inspect::run(args),
         Command::Report(args) => commands::report::run(args),
         Command::Recipes(args) => commands::recipes::run(args),

@@ -26,13 +26,13 @@ pub(crate) struct Table {
 
 impl Table {
     /// A table with these column titles.
-    pub(crate) fn new<const N: usize>(header: [&str; N]) -> Self {
-        Self { rows: vec![header.map(String::from).to_vec()] }
+    pub(crate) fn new<T: Into<String>>(header: impl IntoIterator<Item = T>) -> Self {
+        Self { rows: vec![header.into_iter().map(Into::into).collect()] }
     }
 
     /// Adds a row, as many cells as the header has.
-    pub(crate) fn row<const N: usize>(&mut self, cells: [String; N]) {
-        self.rows.push(cells.to_vec());
+    pub(crate) fn row(&mut self, cells: impl IntoIterator<Item = String>) {
+        self.rows.push(cells.into_iter().collect());
     }
 }
 

@@ -18,12 +18,20 @@ pub(crate) struct Bar {
 impl Bar {
     /// A bar that counts `unit`s; the number of them may come later.
     pub(crate) fn new(unit: &'static str) -> Self {
+        Self::with("{elapsed_precise} [{bar:40}] {pos}/{len} {msg}, {eta} left", unit)
+    }
+
+    /// A bar for work whose units mean nothing to people.
+    pub(crate) fn percent(what: &'static str) -> Self {
+        Self::with("{elapsed_precise} [{bar:40}] {percent} % {msg}, {eta} left", what)
+    }
+
+    fn with(template: &str, message: &'static str) -> Self {
         let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::hidden());
-        let template = "{elapsed_precise} [{bar:40}] {pos}/{len} {msg}, {eta} left";
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style.progress_chars("=> "));
         }
-        bar.set_message(unit);
+        bar.set_message(message);
         if std::io::stderr().is_terminal() {
             let late = bar.clone();
             std::thread::spawn(move || {
@@ -74,5 +82,49 @@ impl Progress for Bar {
 
     fn stopped(&self) -> bool {
         system::asked_to_stop()
+    }
+}
+
+/// The bar of an evaluation: work done, items of the task at hand, accuracy so far.
+pub(crate) struct Watch {
+    bar: Bar,
+    /// What is said before the items: which model it is, where there are several.
+    about: String,
+    /// The task at hand.
+    what: String,
+    kept: usize,
+}
+
+impl Watch {
+    pub(crate) fn new() -> Self {
+        Self { bar: Bar::percent("tokenising"), about: String::new(), what: String::new(), kept: 0 }
+    }
+
+    /// From here on it is about something else.
+    pub(crate) fn about(&mut self, about: String) {
+        (self.about, self.what) = (about, String::new());
+        self.bar.bar.reset_eta();
+    }
+
+    /// Rows and windows that were there from an earlier run.
+    pub(crate) fn kept(&self) -> usize {
+        self.kept
+    }
+}
+
+impl halfbyte_evaluate::Progress for Watch {
+    fn work(&mut self, done: u64, all: u64) -> bool {
+        self.bar.set(done as usize, all as usize);
+        !system::asked_to_stop()
+    }
+
+    fn items(&mut self, what: &str, done: usize, all: usize, accuracy: Option<f64>) {
+        // The first word on a task comes before anything is computed.
+        if self.what != what {
+            self.what = what.into();
+            self.kept += done;
+        }
+        let accuracy = accuracy.map_or(String::new(), |a| format!(", accuracy {a:.4}"));
+        self.bar.stage(format!("{}{what} {done}/{all}{accuracy}", self.about));
     }
 }

@@ -8,7 +8,8 @@ use std::fs;
 use std::path::Path;
 use util::*;
 
-const COMMANDS: [&str; 8] = ["demo", "plan", "quantize", "eval", "inspect", "report", "recipes", "synth"];
+const COMMANDS: [&str; 9] =
+    ["demo", "plan", "quantize", "eval", "compare", "inspect", "report", "recipes", "synth"];
 
 #[test]
 fn every_help_has_examples_and_explains_every_option() {
@@ -181,7 +182,7 @@ fn quantize_eval_and_inspect_fit_together() {
         "2",
     ]);
     let said = finish(&mut command).text();
-    assert!(said.contains("without special tokens") && said.contains("2 of 64 tokens"), "{said}");
+    assert!(said.contains("without special tokens") && said.contains("2 windows of 64 tokens"), "{said}");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use crate::architectures::{BlockSpec, NormSpec, TapKind};
 use crate::linear::Linear;
-use halfbyte_tensor::{Matrix, Rotary, add_assign, attention, rms_norm, silu};
+use halfbyte_tensor::{Layout, Matrix, Rotary, add_assign, attention, rms_norm, silu};
 
 /// One block with its weights.
 #[derive(Debug)]
@@ -42,9 +42,22 @@ impl Block {
         (Carry(hidden), x)
     }
 
-    /// Goes from tap `tap`, with activations `x`, to the next one, through the `linears` of this tap (the block's own,
-    /// or ones that stand in for them).
+    /// Goes from tap `tap`, with activations `x` of one sequence, to the next one, through the `linears` of this tap (the
+    /// block's own, or ones that stand in for them).
     pub fn advance(&self, tap: usize, carry: Carry, x: &Matrix, linears: &[Linear], rotary: &Rotary) -> Step {
+        self.advance_packed(tap, carry, x, linears, rotary, &Layout::sequence(x.rows))
+    }
+
+    /// As [`advance`](Self::advance) for rows that form the sequences of `layout`.
+    pub fn advance_packed(
+        &self,
+        tap: usize,
+        carry: Carry,
+        x: &Matrix,
+        linears: &[Linear],
+        rotary: &Rotary,
+        layout: &Layout,
+    ) -> Step {
         let Carry(mut hidden) = carry;
         match self.spec.taps[tap].kind {
             TapKind::AttentionInput => {
@@ -54,9 +67,9 @@ impl Block {
                     q.data = normed_heads(&q, qw, qs);
                     k.data = normed_heads(&k, kw, ks);
                 }
-                rotary.apply(&mut q.data, shape.heads, shape.head_dim);
-                rotary.apply(&mut k.data, shape.kv_heads, shape.head_dim);
-                Step::Tap(Carry(hidden), attention(shape, &q, &k, &v))
+                rotary.apply(&mut q.data, shape.heads, shape.head_dim, layout.positions());
+                rotary.apply(&mut k.data, shape.kv_heads, shape.head_dim, layout.positions());
+                Step::Tap(Carry(hidden), attention(shape, layout, &q, &k, &v))
             }
             TapKind::AttentionOutput => {
                 add_assign(&mut hidden.data, &linears[0].forward(x).data);
@@ -78,9 +91,16 @@ impl Block {
 
     /// The block's output `[tokens, hidden]` for one sequence `hidden`.
     pub fn forward(&self, hidden: Matrix, rotary: &Rotary) -> Matrix {
+        let layout = Layout::sequence(hidden.rows);
+        self.forward_packed(hidden, rotary, &layout)
+    }
+
+    /// The block's output `[tokens, hidden]` for the sequences that `layout` finds in the rows of `hidden`: the same bits
+    /// as for each of them alone.
+    pub fn forward_packed(&self, hidden: Matrix, rotary: &Rotary, layout: &Layout) -> Matrix {
         let (mut carry, mut x) = self.enter(hidden);
         for (tap, linears) in self.linears.iter().enumerate() {
-            match self.advance(tap, carry, &x, linears, rotary) {
+            match self.advance_packed(tap, carry, &x, linears, rotary, layout) {
                 Step::Tap(c, next) => (carry, x) = (c, next),
                 Step::Done(hidden) => return hidden,
             }

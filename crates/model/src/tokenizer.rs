@@ -30,7 +30,20 @@ impl Tokenizer {
     /// # Errors
     /// [`ModelError::Tokenizer`] when the tokenizer cannot encode the text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, ModelError> {
-        let encoding = self.inner.encode_fast(text, false).map_err(|e| ModelError::Tokenizer {
+        self.ids(text, false)
+    }
+
+    /// The token ids of `prompt` with the special tokens that the tokenizer adds by itself: for many models one at the
+    /// beginning of the sequence.
+    ///
+    /// # Errors
+    /// [`ModelError::Tokenizer`] when the tokenizer cannot encode the text.
+    pub fn encode_prompt(&self, prompt: &str) -> Result<Vec<u32>, ModelError> {
+        self.ids(prompt, true)
+    }
+
+    fn ids(&self, text: &str, special: bool) -> Result<Vec<u32>, ModelError> {
+        let encoding = self.inner.encode_fast(text, special).map_err(|e| ModelError::Tokenizer {
             path: "tokenizer.json".into(),
             message: format!("cannot encode the text: {e}"),
         })?;

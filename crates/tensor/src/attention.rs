@@ -1,9 +1,11 @@
-//! Scaled dot-product attention over one sequence.
+//! Scaled dot-product attention over sequences.
 
+use crate::layout::{Run, Tree};
 use crate::ops::softmax;
 use crate::product::product_serial;
-use crate::{Columns, Matrix, Rows};
+use crate::{Columns, Layout, Matrix, Rows};
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// The shape of an attention layer.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -25,53 +27,133 @@ pub struct AttentionShape {
 /// Rows of queries computed together.
 const QUERIES: usize = 96;
 
-/// `softmax(q kᵀ · scale) v`, head by head: `q` is `[tokens, heads · head_dim]`, `k` and `v`
-/// `[tokens, kv_heads · head_dim]`, the result shaped as `q`.
-pub fn attention(shape: &AttentionShape, q: &Matrix, k: &Matrix, v: &Matrix) -> Matrix {
-    let (tokens, dim) = (q.rows, shape.head_dim);
-    let mut out = Matrix::zeros(tokens, shape.heads * dim);
-    let (width, kv_width) = (out.cols, k.cols);
-    out.data.par_chunks_mut((QUERIES * width).max(1)).enumerate().for_each(|(i, out)| {
-        let first = i * QUERIES;
-        let count = out.len() / width;
-        let from = match shape.window {
-            Some(window) if shape.causal => (first + 1).saturating_sub(window),
-            _ => 0,
-        };
-        let to = if shape.causal { first + count } else { tokens };
-        let keys = to - from;
-        let mut scores = vec![0.0f32; count * keys];
+/// `softmax(q kᵀ · scale) v`, head by head and sequence by sequence: `q` is `[tokens, heads · head_dim]`, `k` and `v`
+/// `[tokens, kv_heads · head_dim]`, the result shaped as `q`. `layout` says which rows form sequences.
+///
+/// # Panics
+/// If a layer that is not causal is given branches, which only have a meaning where nobody sees what comes later.
+pub fn attention(shape: &AttentionShape, layout: &Layout, q: &Matrix, k: &Matrix, v: &Matrix) -> Matrix {
+    assert_eq!(layout.rows(), q.rows, "a layout of other rows");
+    let mut out = Matrix::zeros(q.rows, shape.heads * shape.head_dim);
+    let width = out.cols;
+    let mut tasks = Vec::new();
+    let mut rest = out.data.as_mut_slice();
+    for tree in layout.trees() {
+        assert!(shape.causal || tree.branches.is_empty(), "branches need a causal layer");
+        let end = tree.start + tree.rows();
+        for from in (tree.start..end).step_by(QUERIES) {
+            let to = (from + QUERIES).min(end);
+            let (piece, later) = rest.split_at_mut((to - from) * width);
+            rest = later;
+            tasks.push((Queries::new(shape, tree, from, to), piece));
+        }
+    }
+    tasks.into_par_iter().for_each(|(queries, out)| queries.attend(shape, q, k, v, out));
+    out
+}
+
+/// Some rows of one tree, whose queries are computed together.
+struct Queries<'a> {
+    tree: &'a Tree,
+    first: usize,
+    count: usize,
+    runs: Vec<Run>,
+    /// The first position that any of the rows sees: column `c` of the scores is the key at position `from + c`.
+    from: usize,
+    /// Positions from there on that any of the rows sees.
+    keys: usize,
+    /// The end of those that lie in the trunk.
+    trunk: usize,
+}
+
+impl<'a> Queries<'a> {
+    fn new(shape: &AttentionShape, tree: &'a Tree, first: usize, to: usize) -> Self {
+        let runs = tree.runs_within(first, to);
+        let last = runs.iter().map(|r| r.position + r.rows.len()).max().unwrap_or(0);
+        let end = if shape.causal { last } else { tree.trunk };
+        let trunk = tree.trunk.min(end);
+        let from = runs.iter().map(|r| shape.first_seen(r.position)).min().unwrap_or(0);
+        Self { tree, first, count: to - first, runs, from, keys: end - from, trunk: trunk.max(from) }
+    }
+
+    fn attend(&self, shape: &AttentionShape, q: &Matrix, k: &Matrix, v: &Matrix, out: &mut [f32]) {
+        let (dim, width, kv_width, keys) = (shape.head_dim, q.cols, k.cols, self.keys);
+        let mut scores = vec![0.0f32; self.count * keys];
         for head in 0..shape.heads {
             let group = head * shape.kv_heads / shape.heads;
-            let queries =
-                Rows::strided(&q.data[first * width + head * dim..][..(count - 1) * width + dim], width, dim);
-            let span = from * kv_width + group * dim..(to - 1) * kv_width + (group + 1) * dim;
+            let queries = |first: usize, count: usize| {
+                let piece = &q.data[first * width + head * dim..][..(count - 1) * width + dim];
+                Rows::strided(piece, width, dim)
+            };
+            // The values of this head in some rows of `k` or `v`.
+            let span = |rows: Range<usize>| {
+                rows.start * kv_width + group * dim..(rows.end - 1) * kv_width + (group + 1) * dim
+            };
             scores.fill(0.0);
-            product_serial(&queries, &Rows::strided(&k.data[span.clone()], kv_width, dim), &mut scores, keys);
-            for (r, row) in scores.chunks_exact_mut(keys).enumerate() {
-                let token = first + r;
-                let seen = if shape.causal { token + 1 - from } else { keys };
-                let hidden = match shape.window {
-                    Some(window) if shape.causal => (token + 1).saturating_sub(window) - from,
-                    _ => 0,
-                };
-                row[..hidden].fill(0.0);
-                row[seen..].fill(0.0);
-                let row = &mut row[hidden..seen];
-                row.iter_mut().for_each(|s| *s *= shape.scale);
-                softmax(row);
+            let trunk = self.tree.start + self.from..self.tree.start + self.trunk;
+            if !trunk.is_empty() {
+                let k = Rows::strided(&k.data[span(trunk.clone())], kv_width, dim);
+                product_serial(&queries(self.first, self.count), &k, &mut scores, keys);
             }
-            let probabilities = Rows::new(&scores, keys);
+            for (run, own, column) in self.own_keys() {
+                let k = Rows::strided(&k.data[span(own)], kv_width, dim);
+                let at = (run.rows.start - self.first) * keys + column;
+                product_serial(&queries(run.rows.start, run.rows.len()), &k, &mut scores[at..], keys);
+            }
+            for run in &self.runs {
+                for (i, row) in run.rows.clone().enumerate() {
+                    let position = run.position + i;
+                    let row = &mut scores[(row - self.first) * keys..][..keys];
+                    let hidden = shape.first_seen(position) - self.from;
+                    let seen = if shape.causal { position + 1 - self.from } else { keys };
+                    row[..hidden].fill(0.0);
+                    row[seen..].fill(0.0);
+                    let row = &mut row[hidden..seen];
+                    row.iter_mut().for_each(|s| *s *= shape.scale);
+                    softmax(row);
+                }
+            }
+            // Summed over the trunk's keys and then over a branch's own: the same chain as over one sequence.
             let at = head * dim;
-            product_serial(
-                &probabilities,
-                &Columns::new(&v.data[span], kv_width, dim),
-                &mut out[at..],
-                width,
-            );
+            if !trunk.is_empty() {
+                let probabilities =
+                    Rows::strided(&scores[..(self.count - 1) * keys + trunk.len()], keys, trunk.len());
+                let v = Columns::new(&v.data[span(trunk)], kv_width, dim);
+                product_serial(&probabilities, &v, &mut out[at..], width);
+            }
+            for (run, own, column) in self.own_keys() {
+                let row = run.rows.start - self.first;
+                let from = row * keys + column;
+                let probabilities = Rows::strided(
+                    &scores[from..from + (run.rows.len() - 1) * keys + own.len()],
+                    keys,
+                    own.len(),
+                );
+                let v = Columns::new(&v.data[span(own)], kv_width, dim);
+                product_serial(&probabilities, &v, &mut out[row * width + at..], width);
+            }
         }
-    });
-    out
+    }
+
+    /// Of every run within a branch: the rows of the branch's keys that it sees, and the column of the first of them.
+    fn own_keys(&self) -> impl Iterator<Item = (&Run, Range<usize>, usize)> {
+        self.runs.iter().filter_map(|run| {
+            let start = run.branch?;
+            // A window may have left the trunk behind.
+            let skipped = self.from.saturating_sub(self.tree.trunk);
+            Some((run, start + skipped..run.rows.end, self.tree.trunk + skipped - self.from))
+        })
+    }
+}
+
+impl AttentionShape {
+    /// The first position that a token at `position` sees.
+    fn first_seen(&self, position: usize) -> usize {
+        match self.window {
+            Some(window) if self.causal => (position + 1).saturating_sub(window),
+            _ => 0,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -111,9 +193,44 @@ mod tests {
         let (q, k, v) = (values(210, 32, 1), values(210, 16, 2), values(210, 16, 3));
         for (causal, window) in [(true, None), (false, None), (true, Some(8)), (true, Some(150))] {
             let shape = AttentionShape { heads: 4, kv_heads: 2, head_dim: 8, scale: 0.35, causal, window };
-            let (fast, slow) = (attention(&shape, &q, &k, &v), plain(&shape, &q, &k, &v));
+            let (fast, slow) =
+                (attention(&shape, &Layout::sequence(210), &q, &k, &v), plain(&shape, &q, &k, &v));
             let worst = fast.data.iter().zip(&slow.data).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             assert!(worst < 2e-5, "causal {causal}, window {window:?}: {worst}");
+        }
+    }
+
+    /// Rows `rows` of `m`.
+    fn pick(m: &Matrix, rows: &[usize]) -> Matrix {
+        Matrix::new(rows.len(), m.cols, rows.iter().flat_map(|&r| m.row(r).to_vec()).collect())
+    }
+
+    #[test]
+    fn branches_get_the_bits_of_sequences_of_their_own() {
+        // Short and long ones, so that queries end within trunks and branches, and windows leave the trunk behind.
+        let trees: [(usize, &[usize]); 5] =
+            [(50, &[3, 0, 40, 7]), (130, &[1, 150]), (0, &[5, 6]), (4, &[]), (3, &[200, 9])];
+        let mut layout = Layout::default();
+        trees.iter().for_each(|(trunk, branches)| layout.push(*trunk, branches));
+        let n = layout.rows();
+        let (q, k, v) = (values(n, 32, 1), values(n, 16, 2), values(n, 16, 3));
+        for window in [None, Some(8), Some(60)] {
+            let shape =
+                AttentionShape { heads: 4, kv_heads: 2, head_dim: 8, scale: 0.35, causal: true, window };
+            let packed = attention(&shape, &layout, &q, &k, &v);
+            let mut start = 0;
+            for (trunk, branches) in trees {
+                let mut from = start + trunk;
+                for &branch in [&[0][..], branches].concat().iter() {
+                    let rows: Vec<usize> = (start..start + trunk).chain(from..from + branch).collect();
+                    from += branch;
+                    let plain = Layout::sequence(rows.len());
+                    let alone =
+                        attention(&shape, &plain, &pick(&q, &rows), &pick(&k, &rows), &pick(&v, &rows));
+                    assert_eq!(alone, pick(&packed, &rows), "trunk {trunk}, branch {branch}, {window:?}");
+                }
+                start = from;
+            }
         }
     }
 }

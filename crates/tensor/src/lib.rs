@@ -7,6 +7,7 @@
 
 mod attention;
 mod cholesky;
+mod layout;
 mod matrix;
 mod microkernel;
 mod operand;
@@ -15,10 +16,12 @@ mod product;
 
 pub use attention::{AttentionShape, attention};
 pub use cholesky::{NotPositiveDefinite, cholesky_in_place, solve_lower, solve_lower_transposed};
+pub use layout::Layout;
 pub use matrix::Matrix;
 pub use microkernel::{Isa, isa};
 pub use operand::{Columns, Operand, Rows, Stored};
 pub use ops::{
-    Rotary, add_assign, dot, layer_norm, log_sum_exp, rms_norm, scale_columns, silu, softmax, sum_of_squares,
+    Rotary, add_assign, dot, kl_divergence, layer_norm, log_sum_exp, rms_norm, scale_columns, silu, softmax,
+    sum_of_squares,
 };
 pub use product::{gram, mirror, product, product_into};

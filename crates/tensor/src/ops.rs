@@ -120,6 +120,16 @@ pub fn log_sum_exp(x: &[f32]) -> f64 {
     f64::from(max) + reduce(x, x, |a, _| exp(a - max)).ln()
 }
 
+/// `Σ p_i (log p_i − log q_i)` in nats for the distributions `p` and `q` whose logits are `reference` and `x`
+/// (Kullback and Leibler, 1951). Zero for equal logits, never less.
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2"))]
+pub fn kl_divergence(reference: &[f32], x: &[f32]) -> f64 {
+    let (total, other) = (log_sum_exp(reference), log_sum_exp(x));
+    // Differences of logits first: they are small where the models agree, and lose nothing to the size of the logits.
+    let (total, shift) = (total as f32, (total - other) as f32);
+    reduce(reference, x, |p, q| exp(p - total) * ((p - q) - shift)).max(0.0)
+}
+
 /// `x_i ← x_i / (1 + e^(−x_i))`, the SiLU activation.
 #[multiversion(targets("x86_64+avx512f", "x86_64+avx2"))]
 pub fn silu(x: &mut [f32]) {
@@ -154,11 +164,17 @@ impl Rotary {
         self.cos.len().checked_div(self.half).unwrap_or(0)
     }
 
-    /// Rotates every head of `x`, a row a position from 0 on, `heads` heads of `head_dim` channels a row. Channels past
-    /// the rotated ones stay.
-    pub fn apply(&self, x: &mut [f32], heads: usize, head_dim: usize) {
+    /// Rotates every head of `x`, whose rows have these positions and `heads` heads of `head_dim` channels. Channels
+    /// past the rotated ones stay.
+    pub fn apply(
+        &self,
+        x: &mut [f32],
+        heads: usize,
+        head_dim: usize,
+        positions: impl Iterator<Item = usize>,
+    ) {
         let half = self.half;
-        for (p, row) in x.chunks_exact_mut(heads * head_dim).enumerate() {
+        for (row, p) in x.chunks_exact_mut(heads * head_dim).zip(positions) {
             let (cos, sin) = (&self.cos[p * half..][..half], &self.sin[p * half..][..half]);
             for head in row.chunks_exact_mut(head_dim) {
                 let (a, rest) = head.split_at_mut(half);
@@ -202,6 +218,20 @@ mod tests {
     }
 
     #[test]
+    fn divergence_is_that_of_the_definition() {
+        let p: Vec<f32> = (0..3000).map(|i| ((i * 37) % 101) as f32 / 9.0).collect();
+        let q: Vec<f32> =
+            (0..3000).map(|i| ((i * 37) % 101) as f32 / 9.0 + ((i * 11) % 7) as f32 / 5.0).collect();
+        let log = |x: &[f32]| {
+            let total = x.iter().map(|&v| f64::from(v).exp()).sum::<f64>().ln();
+            x.iter().map(|&v| f64::from(v) - total).collect::<Vec<_>>()
+        };
+        let exact: f64 = log(&p).iter().zip(log(&q)).map(|(p, q)| p.exp() * (p - q)).sum();
+        assert!((kl_divergence(&p, &q) - exact).abs() < 1e-6 * exact, "{} {exact}", kl_divergence(&p, &q));
+        assert_eq!(kl_divergence(&p, &p), 0.0);
+    }
+
+    #[test]
     fn norms_follow_their_formula() {
         let (x, w, b) = ([1.0, 2.0, -4.0], [1.0, 0.5, 2.0], [0.1, 0.2, 0.3]);
         let mut out = [0.0; 3];
@@ -218,7 +248,7 @@ mod tests {
     fn rotation_keeps_lengths_and_turns_by_the_position() {
         let rotary = Rotary::new(&[1.0, 0.1], 1.0, 3);
         let mut x = [1.0, 0.0, 0.0, 1.0].repeat(3);
-        rotary.apply(&mut x, 1, 4);
+        rotary.apply(&mut x, 1, 4, 0..3);
         assert_eq!(&x[..4], &[1.0, 0.0, 0.0, 1.0]);
         assert!((x[8] - 2f32.cos()).abs() < 1e-6 && (x[10] - 2f32.sin()).abs() < 1e-6);
         assert!((x[9] + 0.2f32.sin()).abs() < 1e-6 && (x[11] - 0.2f32.cos()).abs() < 1e-6);

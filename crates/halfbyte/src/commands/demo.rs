@@ -32,7 +32,7 @@ const RECIPES: [&str; 5] =
 const WINDOW: usize = 128;
 const CALIBRATION_WINDOWS: usize = 16;
 const EVALUATION: PerplexityOptions =
-    PerplexityOptions { window: WINDOW, windows: Some(60), skip_tokens: 7768 };
+    PerplexityOptions { window: WINDOW, stride: None, windows: Some(60), skip_tokens: 7768 };
 
 #[derive(Serialize)]
 struct Row {
@@ -116,7 +116,7 @@ fn row(name: &str, model: &Model, tokens: &[u32], out: &Path) -> anyhow::Result<
 }
 
 fn evaluate(model: &Model, tokens: &[u32]) -> anyhow::Result<f64> {
-    let scored = perplexity(model, tokens, EVALUATION, &mut |_, _| !system::asked_to_stop());
+    let scored = perplexity(model, tokens, EVALUATION, None, &mut |_: u64, _: u64| !system::asked_to_stop());
     match scored {
         // Nothing of a demo is kept, so there is nothing to go on from.
         Err(EvaluateError::Stopped) => Err(Failure::new("the demo was stopped").into()),

@@ -1,77 +1,142 @@
-//! `halfbyte eval`: perplexity of a quantized or original model.
+//! `halfbyte eval`: perplexity, divergence and tasks of a quantized or original model.
 
+use super::measure;
 use crate::cli::EvalArgs;
-use crate::fail::Failure;
-use crate::output;
-use crate::progress::Bar;
+use crate::output::{self, Table};
+use crate::progress::Watch;
 use crate::system;
 use anyhow::Context;
-use halfbyte_evaluate::{PerplexityOptions, perplexity, read_text};
-use halfbyte_model::Model;
-use serde_json::json;
+use halfbyte_checkpoint::write_atomic;
+use halfbyte_evaluate::tasks::{TaskOutcome, run_tasks};
+use halfbyte_evaluate::{Divergence, Perplexity, divergence, perplexity};
+use serde_json::{Map, Value, json};
 use std::fmt::Write;
 use std::time::Instant;
-use tracing::info;
 
-/// Tokens of a window where neither the user nor the model's context says otherwise.
-const WINDOW: usize = 2048;
+/// All that was measured.
+struct Found {
+    perplexity: Option<Perplexity>,
+    /// Beside the reference, whose perplexity comes with it.
+    divergence: Option<(Divergence, Perplexity)>,
+    tasks: Vec<TaskOutcome>,
+    /// Rows and windows of an earlier run.
+    kept: usize,
+}
 
 pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
     let start = Instant::now();
     system::use_threads(args.machine.threads)?;
     system::stop_on_interrupt()?;
-    let model =
-        Model::open(&args.dir).with_context(|| format!("cannot use the model {}", args.dir.display()))?;
-    let window = window(args.window, model.architecture.context)?;
-    let text = read_text(&args.perplexity).context("--perplexity")?;
-    let tokens = model.tokenizer()?.encode(&text)?;
-    drop(text);
-    info!(tokens = tokens.len(), window, "text tokenised");
-    let options = PerplexityOptions { window, windows: args.windows, skip_tokens: args.skip_tokens };
-    let bar = Bar::new("steps");
-    let scored = perplexity(&model, &tokens, options, &mut |done, all| {
-        bar.set(done, all);
-        !system::asked_to_stop()
-    })?;
-    drop(bar);
+    let model = measure::open(&args.dir)?;
+    let reference = args.reference.as_deref().map(measure::open).transpose()?;
+    // Whatever is wrong with the files is said before anything is computed.
+    let tasks = measure::tasks(&args.measure, args.seed)?;
+    let models: Vec<_> = reference.iter().chain([&model]).collect();
+    let text = measure::text(&args.measure, &models)?;
+    let cache = measure::cache(&args.measure)?;
+    let cache = cache.as_ref();
 
+    let mut watch = Watch::new();
+    let mut found = Found { perplexity: None, divergence: None, tasks: Vec::new(), kept: 0 };
+    if let Some((tokens, options)) = text {
+        match &reference {
+            Some(reference) => {
+                let mut all = divergence(reference, &[&model], &tokens, options, cache, &mut watch)?;
+                if let Some((own, divergence)) = all.models.pop() {
+                    found.perplexity = Some(own);
+                    found.divergence = Some((divergence, all.reference));
+                }
+            }
+            None => found.perplexity = Some(perplexity(&model, &tokens, options, cache, &mut watch)?),
+        }
+    }
+    if !tasks.is_empty() {
+        found.tasks = run_tasks(&model, &tasks, cache, &mut watch)?;
+    }
+    found.kept = watch.kept();
+    drop(watch);
+
+    if let Some(path) = &args.save_scores {
+        let scores: Map<String, Value> =
+            found.tasks.iter().map(|t| (t.name.clone(), json!({ "rows": t.rows }))).collect();
+        let bytes = serde_json::to_vec_pretty(&json!({ "model": args.dir, "tasks": scores }))?;
+        write_atomic(path, &bytes).context("--save-scores")?;
+    }
     let seconds = start.elapsed().as_secs_f64();
-    let recipe =
-        model.manifest.as_ref().map(|m| m.recipe.get("name").and_then(|n| n.as_str()).unwrap_or("unnamed"));
+    let recipe = measure::recipe(&model);
     if args.output.json {
-        return output::print_json(&json!({
-            "model": args.dir,
-            "quantized": recipe,
-            "perplexity": scored,
-            "skipped_tokens": args.skip_tokens,
-            "seconds": seconds,
-        }));
+        return output::print_json(&json(args, &found, recipe.as_deref(), seconds));
     }
-    let mut text = String::new();
-    writeln!(text, "perplexity   {:.4}", scored.value)?;
-    let form = recipe.map_or("as it is".into(), |r| format!("quantized with {r}, run from its codes"));
-    writeln!(text, "model        {}, {form}", args.dir.display())?;
-    writeln!(text, "text         {}, tokenised whole without special tokens", args.perplexity.display())?;
-    if args.skip_tokens > 0 {
-        writeln!(text, "skipped      the first {} tokens", args.skip_tokens)?;
-    }
-    writeln!(
-        text,
-        "windows      {} of {} tokens, not overlapping; all but the first token of each scored, {} in all",
-        scored.windows, scored.window, scored.tokens
-    )?;
-    writeln!(text, "time         {}", output::duration(seconds))?;
-    output::print(&text)
+    output::print(&table(args, &found, recipe.as_deref(), seconds)?)
 }
 
-fn window(wanted: Option<usize>, context: usize) -> anyhow::Result<usize> {
-    match wanted {
-        Some(window) if window > context => Err(Failure::new(format!(
-            "--window {window} is longer than the model's context of {context} tokens"
-        ))
-        .hint(format!("give --window {context} or less"))
-        .into()),
-        Some(window) => Ok(window),
-        None => Ok(WINDOW.min(context)),
+fn json(args: &EvalArgs, found: &Found, recipe: Option<&str>, seconds: f64) -> Value {
+    let mut value = json!({ "model": args.dir, "quantized": recipe });
+    if let Some(p) = &found.perplexity {
+        value["perplexity"] = json!(p);
+        value["perplexity"]["protocol"] = p.protocol().into();
+        value["skipped_tokens"] = args.measure.skip_tokens.into();
     }
+    if let Some((divergence, reference)) = &found.divergence {
+        value["reference"] = json!({ "model": args.reference, "perplexity": reference });
+        value["divergence"] = json!(divergence);
+    }
+    if !found.tasks.is_empty() {
+        let results = found.tasks.iter().map(|t| (t.name.clone(), json!(t.result)));
+        value["tasks"] = results.collect::<Map<_, _>>().into();
+        value["rows"] = json!({ "limit": args.measure.limit, "seed": args.seed });
+    }
+    value["from_cache"] = found.kept.into();
+    value["seconds"] = seconds.into();
+    value
+}
+
+fn table(args: &EvalArgs, found: &Found, recipe: Option<&str>, seconds: f64) -> anyhow::Result<String> {
+    let mut text = String::new();
+    if let Some(p) = &found.perplexity {
+        writeln!(text, "perplexity   {:.4}", p.value)?;
+    }
+    if let Some((d, reference)) = &found.divergence {
+        writeln!(text, "reference    {:.4} is the perplexity of the reference", reference.value)?;
+        writeln!(
+            text,
+            "divergence   {} nats, median {:.5}, 99 % below {:.4}, same first choice {:.2} %",
+            measure::share(Some(d.mean), d.stderr),
+            d.median,
+            d.p99,
+            100.0 * d.same_top1
+        )?;
+    }
+    if !found.tasks.is_empty() {
+        let mut table = Table::new(["task", "acc", "acc_norm", "perplexity", "rows"]);
+        for task in &found.tasks {
+            table.row([task.name.clone()].into_iter().chain(measure::figures(&task.result)));
+        }
+        writeln!(text, "{}{table}", if text.is_empty() { "" } else { "\n" })?;
+    }
+    let form = recipe.map_or("as it is".into(), |r| format!("quantized with {r}, run from its codes"));
+    writeln!(text, "model        {}, {form}", args.dir.display())?;
+    if let Some(reference) = &args.reference {
+        writeln!(text, "reference    {}", reference.display())?;
+    }
+    if let (Some(path), Some(p)) = (&args.measure.perplexity, &found.perplexity) {
+        writeln!(text, "text         {}", path.display())?;
+        if args.measure.skip_tokens > 0 {
+            writeln!(text, "skipped      the first {} tokens", args.measure.skip_tokens)?;
+        }
+        writeln!(text, "protocol     {}", p.protocol())?;
+    }
+    if !found.tasks.is_empty() {
+        let rows = match (args.measure.limit, args.seed) {
+            (None, _) => "all rows".into(),
+            (Some(limit), None) => format!("the first {limit} rows"),
+            (Some(limit), Some(seed)) => format!("{limit} rows drawn with seed {seed}"),
+        };
+        writeln!(
+            text,
+            "tasks        zero-shot as in lm-evaluation-harness 0.4.13, {rows}; ± is the standard error"
+        )?;
+    }
+    writeln!(text, "time         {}", measure::time(seconds, found.kept))?;
+    Ok(text)
 }

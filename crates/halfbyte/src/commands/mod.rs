@@ -1,8 +1,10 @@
 //! One file a command.
 
+pub(crate) mod compare;
 pub(crate) mod demo;
 pub(crate) mod eval;
 pub(crate) mod inspect;
+mod measure;
 pub(crate) mod plan;
 pub(crate) mod quantize;
 pub(crate) mod recipes;

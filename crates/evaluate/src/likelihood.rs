@@ -1,0 +1,358 @@
+//! The network over many sequences at once, of which some tokens are scored.
+//!
+//! Sequences are packed side by side into matrices of a few thousand rows, the common beginning of those that belong to
+//! one item once. A batch of such packs goes through each block while its weights are there; of the output layer only
+//! the rows that are scored are computed. How sequences are batched and packed never changes a bit of the result:
+//! every element of a product is a chain of its own, and attention keeps to each sequence.
+
+use crate::EvaluateError;
+use crate::progress::Meter;
+use halfbyte_model::{Head, Model};
+use halfbyte_tensor::{Layout, Matrix, log_sum_exp};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use std::ops::Range;
+
+/// A sequence whose last tokens are scored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// The tokens; the last one is only a target.
+    pub tokens: Vec<u32>,
+    /// How many at the end are scored, at least one and fewer than there are.
+    pub scored: usize,
+}
+
+/// Requests of one question, computed together and sharing what they have in common at the beginning.
+pub type Item = Vec<Request>;
+
+/// What the model thinks of a request's scored tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Likelihood {
+    /// Sum of their natural log-probabilities.
+    pub log_probability: f64,
+    /// Whether each of them is the most probable one at its place.
+    pub greedy: bool,
+}
+
+/// How much is computed at a time. It bounds memory and has no influence on results.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sizes {
+    /// Tokens between two readings of the weights.
+    batch: usize,
+    /// Rows of a matrix, unless one item alone has more.
+    pack: usize,
+    /// Bytes of logits.
+    logits: usize,
+}
+
+/// Bytes of hidden states that a batch has at most.
+const HIDDEN_BYTES: usize = 256 << 20;
+/// Tokens of a batch: a weight is then used for twice as many operations each time that it is read. Tests want several
+/// batches from few tokens.
+const BATCH: usize = if cfg!(test) { 2048 } else { 16_384 };
+
+impl Sizes {
+    pub(crate) fn of(model: &Model) -> Self {
+        let batch = (HIDDEN_BYTES / (4 * model.architecture.hidden)).min(BATCH);
+        Self { batch, pack: 2048, logits: 64 << 20 }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn new(batch: usize, pack: usize, logits: usize) -> Self {
+        Self { batch, pack, logits }
+    }
+
+    /// Cuts items into batches.
+    pub(crate) fn batches(&self, items: &[&Item]) -> Vec<Range<usize>> {
+        cut(items, self.batch)
+    }
+}
+
+fn cut(items: &[&Item], most: usize) -> Vec<Range<usize>> {
+    let mut ranges = Vec::new();
+    let (mut start, mut rows) = (0, 0);
+    for (i, item) in items.iter().enumerate() {
+        let more = Shape::of(item).rows();
+        if i > start && rows + more > most {
+            ranges.push(start..i);
+            (start, rows) = (i, 0);
+        }
+        rows += more;
+    }
+    if start < items.len() {
+        ranges.push(start..items.len());
+    }
+    ranges
+}
+
+/// What an item costs, in tokens through blocks.
+pub(crate) fn work(model: &Model, item: &Item) -> u64 {
+    (Shape::of(item).rows() * (model.architecture.blocks.len() + 1)) as u64
+}
+
+/// How an item is laid out: the inputs' common beginning, and how much of each is left.
+struct Shape {
+    trunk: usize,
+    branches: Vec<usize>,
+}
+
+impl Shape {
+    fn of(item: &Item) -> Self {
+        let input = |r: &'_ Request| r.tokens.len() - 1;
+        let first = &item[0];
+        let trunk = item.iter().fold(input(first), |trunk, r| {
+            let same = first.tokens.iter().zip(&r.tokens).take_while(|(a, b)| a == b).count();
+            trunk.min(same).min(input(r))
+        });
+        Self { trunk, branches: item.iter().map(|r| input(r) - trunk).collect() }
+    }
+
+    fn rows(&self) -> usize {
+        self.trunk + self.branches.iter().sum::<usize>()
+    }
+}
+
+/// Items side by side in one matrix.
+pub(crate) struct Pack {
+    layout: Layout,
+    tokens: Vec<u32>,
+    /// The rows that are scored, in order.
+    scored: Vec<usize>,
+    /// Of every request of every item: (place in `scored`, token) for each of its scored tokens.
+    targets: Vec<Vec<Vec<(usize, u32)>>>,
+}
+
+impl Pack {
+    fn new(items: &[&Item]) -> Self {
+        let mut pack = Self { layout: Layout::default(), tokens: vec![], scored: vec![], targets: vec![] };
+        for item in items {
+            let shape = Shape::of(item);
+            let start = pack.tokens.len();
+            pack.layout.push(shape.trunk, &shape.branches);
+            pack.tokens.extend(&item[0].tokens[..shape.trunk]);
+            let mut targets = Vec::with_capacity(item.len());
+            for (request, branch) in item.iter().zip(&shape.branches) {
+                let own = pack.tokens.len();
+                pack.tokens.extend(&request.tokens[shape.trunk..shape.trunk + branch]);
+                let first = request.tokens.len() - request.scored;
+                let row = |input: usize| match input.checked_sub(shape.trunk) {
+                    None => start + input,
+                    Some(past) => own + past,
+                };
+                let scored = &request.tokens[first..];
+                targets.push(scored.iter().enumerate().map(|(i, &t)| (row(first + i - 1), t)).collect());
+            }
+            pack.targets.push(targets);
+        }
+        let mut scored: Vec<usize> =
+            pack.targets.iter().flatten().flatten().map(|t: &(usize, u32)| t.0).collect();
+        scored.sort_unstable();
+        scored.dedup();
+        // From rows of the matrix to places among those that are scored.
+        let mut place = vec![0; pack.tokens.len()];
+        scored.iter().enumerate().for_each(|(i, &row)| place[row] = i);
+        pack.targets.iter_mut().flatten().flatten().for_each(|t| t.0 = place[t.0]);
+        pack.scored = scored;
+        pack
+    }
+}
+
+impl Pack {
+    /// Rows of the matrix.
+    pub(crate) fn rows(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// How many of them are scored.
+    pub(crate) fn scored_rows(&self) -> usize {
+        self.scored.len()
+    }
+
+    /// Of every item the targets of its requests: (place among the scored rows, token).
+    pub(crate) fn targets(&self) -> impl Iterator<Item = &Vec<Vec<(usize, u32)>>> {
+        self.targets.iter()
+    }
+}
+
+/// Packs the items of a batch.
+pub(crate) fn pack(items: &[&Item], sizes: Sizes) -> Vec<Pack> {
+    cut(items, sizes.pack).into_iter().map(|range| Pack::new(&items[range])).collect()
+}
+
+/// The last block's output at the scored rows of every pack, `[scored, hidden]`.
+pub(crate) fn states(model: &Model, packs: &[Pack], meter: &mut Meter) -> Result<Vec<Matrix>, EvaluateError> {
+    let a = &model.architecture;
+    let longest = packs.iter().flat_map(|p| p.layout.positions()).max().map_or(0, |p| p + 1);
+    let rotary = a.rope.tables(longest);
+    let mut hidden = {
+        let embedding = model.embedding()?;
+        packs.iter().map(|p| embedding.embed(&p.tokens)).collect::<Result<Vec<_>, _>>()?
+    };
+    for layer in 0..a.blocks.len() {
+        let block = model.block(layer)?;
+        for (state, pack) in hidden.iter_mut().zip(packs) {
+            *state = block.forward_packed(std::mem::take(state), &rotary, &pack.layout);
+            meter.add(pack.tokens.len() as u64)?;
+        }
+    }
+    let pick = |(state, pack): (&Matrix, &Pack)| {
+        let rows: Vec<f32> = pack.scored.iter().flat_map(|&r| state.row(r)).copied().collect();
+        Matrix::new(pack.scored.len(), state.cols, rows)
+    };
+    Ok(hidden.iter().zip(packs).map(pick).collect())
+}
+
+/// Calls `f` with the number and the logits of every row of `states`, all heads' at once, and gives what it returns in
+/// the order of the rows. `heads` and `states` belong together one by one.
+pub(crate) fn logits<T: Send>(
+    heads: &[Head],
+    states: &[&Matrix],
+    sizes: Sizes,
+    f: impl Fn(usize, &[&[f32]]) -> T + Sync,
+) -> Vec<T> {
+    let rows = states.first().map_or(0, |s| s.rows);
+    let bytes: usize = heads.iter().map(|h| 4 * h.linear.site.outputs).sum();
+    let chunk = (sizes.logits / bytes.max(1)).max(1);
+    let mut out = Vec::with_capacity(rows);
+    for from in (0..rows).step_by(chunk) {
+        let to = (from + chunk).min(rows);
+        let part = |(head, state): (&Head, &&Matrix)| {
+            let x = state.data[from * state.cols..to * state.cols].to_vec();
+            head.logits(&Matrix::new(to - from, state.cols, x))
+        };
+        let logits: Vec<Matrix> = heads.iter().zip(states).map(part).collect();
+        out.par_extend((from..to).into_par_iter().map(|r| {
+            let rows: Vec<&[f32]> = logits.iter().map(|l| l.row(r - from)).collect();
+            f(r, &rows)
+        }));
+    }
+    out
+}
+
+/// Scores the items of one batch. An item whose output is not finite has NaN for a log-probability.
+pub(crate) fn score(
+    model: &Model,
+    items: &[&Item],
+    sizes: Sizes,
+    meter: &mut Meter,
+) -> Result<Vec<Vec<Likelihood>>, EvaluateError> {
+    let packs = pack(items, sizes);
+    let states = states(model, &packs, meter)?;
+    let heads = [model.head()?];
+    let mut all = Vec::with_capacity(items.len());
+    for (pack, states) in packs.iter().zip(&states) {
+        let mut wanted = vec![Vec::new(); states.rows];
+        pack.targets.iter().flatten().flatten().for_each(|&(row, token)| wanted[row].push(token));
+        // Of every row log Σ exp, the most probable token and the wanted logits.
+        let found = logits(&heads, &[states], sizes, |row, logits| {
+            let x = logits[0];
+            let values: Vec<(u32, f32)> = wanted[row].iter().map(|&t| (t, x[t as usize])).collect();
+            (log_sum_exp(x), most_probable(x), values)
+        });
+        for item in &pack.targets {
+            let likelihood = |targets: &Vec<(usize, u32)>| {
+                let mut sum = Likelihood { log_probability: 0.0, greedy: true };
+                for &(row, token) in targets {
+                    let (total, top, values) = &found[row];
+                    let logit = values.iter().find(|v| v.0 == token).map_or(f32::NAN, |v| v.1);
+                    sum.log_probability += f64::from(logit) - total;
+                    sum.greedy &= *top == token as usize;
+                }
+                sum
+            };
+            all.push(item.iter().map(likelihood).collect());
+        }
+        meter.add(pack.tokens.len() as u64)?;
+    }
+    Ok(all)
+}
+
+/// The first index of the largest value.
+pub(crate) fn most_probable(x: &[f32]) -> usize {
+    let mut best = 0;
+    for (i, v) in x.iter().enumerate() {
+        if *v > x[best] {
+            best = i;
+        }
+    }
+    best
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_model::{model, numbers};
+
+    /// Items of several requests with common beginnings, some of which are the whole of another.
+    fn items() -> Vec<Item> {
+        let mut items = Vec::new();
+        for seed in 0..12 {
+            let common = numbers(3 + 17 * (seed % 5), seed as u64);
+            let request = |i: usize| {
+                let scored = 1 + (seed + i) % 4;
+                let tokens = [common.clone(), numbers(scored + (i % 3), (100 * seed + i) as u64)].concat();
+                Request { tokens, scored }
+            };
+            let mut item: Item = (0..1 + seed % 4).map(request).collect();
+            if seed % 3 == 0 {
+                item.push(item[0].clone());
+            }
+            items.push(item);
+        }
+        items
+    }
+
+    fn run(model: &Model, items: &[Item], sizes: Sizes) -> Vec<Vec<Likelihood>> {
+        let all: Vec<&Item> = items.iter().collect();
+        let mut go_on = |_: u64, _: u64| true;
+        let mut meter = Meter::new(&mut go_on, 1);
+        let batch = |r: Range<usize>| score(model, &all[r], sizes, &mut meter).unwrap();
+        sizes.batches(&all).into_iter().flat_map(batch).collect()
+    }
+
+    #[test]
+    fn batching_never_changes_a_score() {
+        let (model, items) = (model(), items());
+        let whole = run(&model, &items, Sizes::of(&model));
+        for sizes in [Sizes::new(1, 1, 1), Sizes::new(100, 40, 1 << 20), Sizes::new(500, 200, 9000)] {
+            assert_eq!(run(&model, &items, sizes), whole, "{sizes:?}");
+        }
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+        assert_eq!(pool.install(|| run(&model, &items, Sizes::of(&model))), whole);
+    }
+
+    #[test]
+    fn sharing_gives_the_bits_of_plain_sequences() {
+        let (model, items) = (model(), items());
+        let packed = run(&model, &items, Sizes::of(&model));
+        let head = model.head().unwrap();
+        for (item, got) in items.iter().zip(packed) {
+            for (request, got) in item.iter().zip(got) {
+                // The plain way: all tokens, one sequence, all logits.
+                let n = request.tokens.len();
+                let rotary = model.architecture.rope.tables(n);
+                let mut state = model.embedding().unwrap().embed(&request.tokens).unwrap();
+                for layer in 0..model.architecture.blocks.len() {
+                    state = model.block(layer).unwrap().forward(state, &rotary);
+                }
+                let logits = head.logits(&state);
+                let (mut sum, mut greedy) = (0.0, true);
+                for t in n - request.scored..n {
+                    let row = logits.row(t - 1);
+                    sum += f64::from(row[request.tokens[t] as usize]) - log_sum_exp(row);
+                    greedy &= row.iter().all(|v| *v <= row[request.tokens[t] as usize]);
+                }
+                assert_eq!(got, Likelihood { log_probability: sum, greedy });
+            }
+        }
+    }
+
+    #[test]
+    fn a_common_beginning_is_computed_once() {
+        let request = |tail: &[u32]| Request { tokens: [&[5, 6, 7][..], tail].concat(), scored: 1 };
+        let shape = Shape::of(&vec![request(&[1]), request(&[2]), request(&[3, 4])]);
+        assert_eq!((shape.trunk, shape.branches), (3, vec![0, 0, 1]));
+        let shape = Shape::of(&vec![request(&[1, 2]), request(&[1, 2, 3])]);
+        assert_eq!((shape.trunk, shape.branches), (4, vec![0, 1]));
+    }
+}

@@ -1,0 +1,249 @@
+//! `halfbyte compare`: several models measured in the same way, the first being the reference.
+
+use super::measure;
+use crate::cli::CompareArgs;
+use crate::fail::{Failure, Missed};
+use crate::output::{self, Table, bytes};
+use crate::progress::Watch;
+use crate::system;
+use anyhow::Context;
+use halfbyte_evaluate::tasks::{Kind, Task, TaskOutcome, run_tasks};
+use halfbyte_evaluate::{Cache, ComparedModel, ComparedTask, Comparison, LayerError, divergence, paired};
+use halfbyte_model::Model;
+use halfbyte_quantize::Report;
+use serde_json::json;
+use std::fmt::Write;
+use std::io::ErrorKind;
+use std::path::Path;
+use std::time::Instant;
+
+pub(crate) fn run(args: &CompareArgs) -> anyhow::Result<()> {
+    let start = Instant::now();
+    system::use_threads(args.machine.threads)?;
+    system::stop_on_interrupt()?;
+    let models = args.models.iter().map(|dir| measure::open(dir)).collect::<anyhow::Result<Vec<_>>>()?;
+    let mut compared =
+        args.models.iter().zip(&models).map(|(d, m)| describe(d, m)).collect::<anyhow::Result<Vec<_>>>()?;
+    let tasks = measure::tasks(&args.measure, args.seed.filter(|_| args.measure.limit.is_some()))?;
+    for wanted in args.min_accuracy.iter().filter_map(|m| m.task.as_ref()) {
+        if !tasks.iter().any(|t| t.name == *wanted) {
+            return Err(
+                Failure::new(format!("--min-accuracy {wanted}=...: {wanted} is none of --tasks")).into()
+            );
+        }
+    }
+    let all: Vec<&Model> = models.iter().collect();
+    let text = measure::text(&args.measure, &all)?;
+    let cache = measure::cache(&args.measure)?;
+
+    let mut watch = Watch::new();
+    if let Some((tokens, options)) = text {
+        let found = divergence(all[0], &all[1..], &tokens, options, cache.as_ref(), &mut watch)?;
+        compared[0].perplexity = Some(found.reference);
+        for (model, (perplexity, divergence)) in compared[1..].iter_mut().zip(found.models) {
+            (model.perplexity, model.divergence) = (Some(perplexity), Some(divergence));
+        }
+    }
+    if !tasks.is_empty() {
+        ask(&all, &tasks, &mut compared, args.seed.unwrap_or(0), cache.as_ref(), &mut watch)?;
+    }
+    let kept = watch.kept();
+    drop(watch);
+    let comparison = Comparison { models: compared };
+    let missed = missed(args, &comparison);
+    let seconds = start.elapsed().as_secs_f64();
+    if args.output.json {
+        let mut value = json!(comparison);
+        if let Some(p) = &comparison.models[0].perplexity {
+            value["protocol"] = p.protocol().into();
+        }
+        value["skipped_tokens"] = args.measure.skip_tokens.into();
+        value["rows"] = json!({ "limit": args.measure.limit, "seed": args.seed });
+        value["missed"] = json!(missed);
+        value["from_cache"] = kept.into();
+        value["seconds"] = seconds.into();
+        output::print_json(&value)?;
+    } else {
+        output::print(&table(&comparison, &tasks, &measure::time(seconds, kept))?)?;
+    }
+    if missed.is_empty() { Ok(()) } else { Err(Missed(missed).into()) }
+}
+
+/// What a folder is, before anything is measured.
+fn describe(dir: &Path, model: &Model) -> anyhow::Result<ComparedModel> {
+    let mut described = ComparedModel {
+        model: dir.display().to_string(),
+        quantized: measure::recipe(model),
+        size_bytes: model.checkpoint.files().iter().map(|f| f.file_len()).sum(),
+        bits_per_weight: None,
+        perplexity: None,
+        divergence: None,
+        tasks: Default::default(),
+        layers: Vec::new(),
+    };
+    if described.quantized.is_none() {
+        let tensors = || model.checkpoint.files().iter().flat_map(|f| f.tensors());
+        let weights: u64 = tensors().map(|t| t.shape.iter().product::<usize>() as u64).sum();
+        let stored: u64 = tensors().map(|t| t.bytes).sum();
+        described.bits_per_weight = Some(8.0 * stored as f64 / weights.max(1) as f64);
+        return Ok(described);
+    }
+    let path = dir.join("report.json");
+    let report = match std::fs::read(&path) {
+        Ok(text) => serde_json::from_slice::<Report>(&text)
+            .with_context(|| format!("{} is not a report of this version", path.display()))?,
+        // A model without its report can be measured all the same.
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(described),
+        Err(e) => return Err(e).with_context(|| format!("cannot read {}", path.display())),
+    };
+    described.bits_per_weight = Some(report.bits_per_weight);
+    described.layers = report
+        .layers
+        .iter()
+        .map(|l| LayerError {
+            name: l.name.clone(),
+            kind: l.name.rsplit('.').next().unwrap_or(&l.name).into(),
+            relative_error: l.relative_error,
+        })
+        .collect();
+    Ok(described)
+}
+
+/// Asks every model all tasks, and compares the answers with those of the first.
+fn ask(
+    models: &[&Model],
+    tasks: &[Task],
+    compared: &mut [ComparedModel],
+    seed: u64,
+    cache: Option<&Cache>,
+    watch: &mut Watch,
+) -> anyhow::Result<()> {
+    let mut reference: Vec<TaskOutcome> = Vec::new();
+    for (i, (model, out)) in models.iter().zip(compared).enumerate() {
+        watch.about(format!("model {} of {}: ", i + 1, models.len()));
+        let outcomes = run_tasks(model, tasks, cache, watch)?;
+        for (t, outcome) in outcomes.iter().enumerate() {
+            let beside = |right: fn(&halfbyte_evaluate::tasks::RowResult) -> bool| {
+                let answers = |o: &TaskOutcome| o.rows.iter().map(right).collect::<Vec<_>>();
+                reference.get(t).map(|r| paired(&answers(r), &answers(outcome), seed))
+            };
+            let has_norm = tasks[t].kind() == Kind::Choice { norm: true };
+            let task = ComparedTask {
+                result: outcome.result.clone(),
+                paired: beside(|r| r.correct),
+                paired_norm: if has_norm { beside(|r| r.choice_norm == r.gold) } else { None },
+            };
+            out.tasks.insert(outcome.name.clone(), task);
+        }
+        if i == 0 {
+            reference = outcomes;
+        }
+    }
+    Ok(())
+}
+
+/// What is worse than the user allows.
+fn missed(args: &CompareArgs, comparison: &Comparison) -> Vec<String> {
+    let mut missed = Vec::new();
+    for model in &comparison.models[1..] {
+        let name = &model.model;
+        if let (Some(most), Some(d)) = (args.max_kld, &model.divergence)
+            && d.mean > most
+        {
+            missed.push(format!("{name} has a divergence of {:.5} nats, above --max-kld {most}", d.mean));
+        }
+        for wanted in &args.min_accuracy {
+            let (accuracy, what) = match &wanted.task {
+                Some(task) => (model.tasks.get(task).map(|t| t.result.acc), task.as_str()),
+                None => (model.mean_accuracy(), "all tasks"),
+            };
+            if let Some(accuracy) = accuracy.filter(|&a| a < wanted.least) {
+                missed.push(format!(
+                    "{name} has an accuracy of {accuracy:.4} in {what}, below --min-accuracy {}",
+                    wanted.least
+                ));
+            }
+        }
+    }
+    missed
+}
+
+fn table(comparison: &Comparison, tasks: &[Task], time: &str) -> anyhow::Result<String> {
+    let models = &comparison.models;
+    let number = |v: Option<f64>, digits: usize| v.map_or("-".into(), |v| format!("{v:.digits$}"));
+    let mut table = Table::new([
+        "",
+        "model",
+        "recipe",
+        "size",
+        "bits",
+        "perplexity",
+        "KLD",
+        "median",
+        "99 %",
+        "same top",
+        "mean acc",
+    ]);
+    for (i, m) in models.iter().enumerate() {
+        let d = m.divergence.as_ref();
+        table.row([
+            (i + 1).to_string(),
+            m.model.clone(),
+            m.quantized.clone().unwrap_or("original".into()),
+            bytes(m.size_bytes),
+            number(m.bits_per_weight, 3),
+            number(m.perplexity.as_ref().map(|p| p.value), 4),
+            measure::share(d.map(|d| d.mean), d.and_then(|d| d.stderr)),
+            number(d.map(|d| d.median), 5),
+            number(d.map(|d| d.p99), 4),
+            d.map_or("-".into(), |d| format!("{:.2} %", 100.0 * d.same_top1)),
+            number(m.mean_accuracy(), 4),
+        ]);
+    }
+    let mut text = format!("{table}\n");
+    if !tasks.is_empty() {
+        let mut table =
+            Table::new(["task", "", "acc", "acc_norm", "perplexity", "rows", "difference", "95 %", "p"]);
+        for task in tasks {
+            for (i, m) in models.iter().enumerate() {
+                let Some(found) = m.tasks.get(&task.name) else { continue };
+                let p = found.paired.as_ref();
+                let cells = [
+                    p.map_or("-".into(), |p| format!("{:+.4}", p.difference)),
+                    p.map_or("-".into(), |p| format!("{:+.4} .. {:+.4}", p.interval[0], p.interval[1])),
+                    p.map_or("-".into(), |p| format!("{:.4}", p.p_value)),
+                ];
+                let name = if i == 0 { task.name.clone() } else { String::new() };
+                let start = [name, (i + 1).to_string()].into_iter();
+                table.row(start.chain(measure::figures(&found.result)).chain(cells));
+            }
+        }
+        writeln!(text, "{table}")?;
+    }
+    if let Some(longest) = models.iter().map(ComparedModel::error_by_kind).max_by_key(Vec::len)
+        && !longest.is_empty()
+    {
+        let with_report: Vec<usize> = (0..models.len()).filter(|&i| !models[i].layers.is_empty()).collect();
+        let header = ["output error by kind of layer".to_string()];
+        let mut table = Table::new(header.into_iter().chain(with_report.iter().map(|i| (i + 1).to_string())));
+        for (kind, _) in &longest {
+            let error = |&i: &usize| {
+                let found = models[i].error_by_kind().into_iter().find(|k| k.0 == *kind);
+                found.map_or("-".into(), |k| format!("{:.3} %", 100.0 * k.1))
+            };
+            table.row([kind.clone()].into_iter().chain(with_report.iter().map(error)));
+        }
+        writeln!(text, "{table}")?;
+    }
+    if let Some(p) = &models[0].perplexity {
+        writeln!(text, "protocol     {}; divergence from model 1 in nats", p.protocol())?;
+    }
+    if !tasks.is_empty() {
+        writeln!(
+            text,
+            "tasks        zero-shot as in lm-evaluation-harness 0.4.13; difference in acc to model 1 with its 95 % bootstrap interval, p of McNemar's exact test"
+        )?;
+    }
+    writeln!(text, "time         {time}")?;
+    Ok(text)
+}

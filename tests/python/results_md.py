@@ -1,0 +1,101 @@
+"""Measures one model quantized with every recipe and writes the table, by default docs/results.md.
+
+    python3 tests/python/results_md.py --model target/smollm2 --work target/results
+
+Quantizes to --work/RECIPE (what is finished there is not done again), then runs one `halfbyte compare` of the original and
+all of them: perplexity, divergence from the original, tasks with paired tests. Needs the assets (HALFBYTE_ASSETS, default
+../shared) and nothing beyond the standard library. All recipes on SmolLM2 with 500 rows of each task take hours on two
+cores; stopped at any moment, the same command goes on where it was. --recipes, --limit and --windows make it smaller.
+"""
+import argparse
+import json
+import os
+import pathlib
+import subprocess
+
+ASSETS = pathlib.Path(os.environ.get("HALFBYTE_ASSETS", "../shared"))
+TASKS = "boolq,piqa,hellaswag,winogrande,arc_easy,arc_challenge,openbookqa"
+
+
+def run(*command):
+    command = [str(c) for c in command]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise SystemExit(f"failed with exit code {done.returncode}: {' '.join(command)}")
+    return json.loads(done.stdout)
+
+
+def cell(value, form):
+    return "–" if value is None else format(value, form)
+
+
+def task_cell(task):
+    """Accuracy, and where it differs from the original's beyond chance a star."""
+    paired = task.get("paired")
+    star = "\\*" if paired and paired["p_value"] < 0.05 else ""
+    return f"{100 * task['acc']:.1f}{star}"
+
+
+def table(found, names, tasks):
+    models = found["models"]
+    lines = ["| recipe | bits | size | perplexity | KLD | 99 % | same top-1 | "
+             + " | ".join(tasks + (["mean"] if tasks else [])) + " |",
+             "|---" * (7 + len(tasks) + bool(tasks)) + "|"]
+    for name, model in zip(names, models):
+        d = model.get("divergence") or {}
+        mean = [f"{100 * sum(model['tasks'][t]['acc'] for t in tasks) / len(tasks):.1f}"] if tasks else []
+        cells = [name, cell(model["bits_per_weight"], ".2f"), f"{model['size_bytes'] / 1e6:.1f} MB",
+                 cell(model["perplexity"]["value"], ",.2f"), cell(d.get("mean"), ".4f"), cell(d.get("p99"), ".3f"),
+                 "–" if not d else f"{100 * d['same_top1']:.1f} %", *[task_cell(model["tasks"][t]) for t in tasks], *mean]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=pathlib.Path, default=pathlib.Path("target/smollm2"))
+    parser.add_argument("--name", help="the model's name in the page [default: that of its folder]")
+    parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path("target/results"))
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("docs/results.md"))
+    parser.add_argument("--binary", default="target/release/halfbyte")
+    parser.add_argument("--recipes", help="separated by commas [default: all built-in ones]")
+    parser.add_argument("--calibration", type=pathlib.Path, default=ASSETS / "data/calibration/coqa_stories.txt")
+    parser.add_argument("--calibration-windows", type=int, default=32)
+    parser.add_argument("--text", type=pathlib.Path, default=ASSETS / "data/wikitext2-test.txt")
+    parser.add_argument("--window", type=int, default=2048)
+    parser.add_argument("--windows", type=int, default=16)
+    parser.add_argument("--task-dir", type=pathlib.Path, default=ASSETS / "data/tasks")
+    parser.add_argument("--tasks", default=TASKS, help="separated by commas; empty for none")
+    parser.add_argument("--limit", type=int, default=500)
+    args = parser.parse_args()
+    built_in = [r["recipe"] for r in run(args.binary, "recipes", "--json")["recipes"]]
+    recipes = args.recipes.split(",") if args.recipes else built_in
+    tasks = [t for t in args.tasks.split(",") if t]
+    args.work.mkdir(parents=True, exist_ok=True)
+    for recipe in recipes:
+        cost = run(args.binary, "quantize", args.model, "--recipe", recipe, "--calibration", args.calibration,
+                   "--calibration-windows", args.calibration_windows, "--out", args.work / recipe, "--json")
+        print("#", recipe, "was finished" if cost["was_finished"] else f"{cost['seconds']:.0f} s", flush=True)
+    command = [args.binary, "compare", args.model, *[args.work / r for r in recipes], "--perplexity", args.text,
+               "--window", args.window, "--windows", args.windows, "--cache", args.work / "cache", "--json"]
+    if tasks:
+        command += ["--tasks", args.tasks, "--task-dir", args.task_dir, "--limit", args.limit]
+    found = run(*command)
+    scored = found["models"][0]["perplexity"]
+    rows = {t: found["models"][0]["tasks"][t]["n"] for t in tasks}
+    page = [f"# {args.name or args.model.name} with every recipe", "",
+            "Made by `python3 tests/python/results_md.py`, which says what it needs.", "",
+            *table(found, ["original", *recipes], tasks), "",
+            f"Calibrated on {args.calibration_windows} windows of {args.calibration.name}. Perplexity and KL divergence (nats, "
+            f"mean and 99th percentile) over {scored['windows']} windows of {scored['window']} tokens of {args.text.name}, "
+            f"{scored['tokens']:,} tokens scored."]
+    if tasks:
+        page += ["", "Tasks: accuracy in % as lm-evaluation-harness counts `acc`, zero-shot, the first "
+                 + ", ".join(f"{n} rows of {t}" for t, n in rows.items())
+                 + ". \\* differs from the original with p < 0.05 in McNemar's exact test."]
+    args.out.write_text("\n".join(page) + "\n")
+    print(f"wrote {args.out}")
+
+
+if __name__ == "__main__":
+    main()
