@@ -30,11 +30,14 @@
 //! ```
 
 mod atomic;
+pub mod compressed_tensors;
 mod dtype;
 mod error;
 mod file;
 mod halfbyte;
 mod header;
+mod layout;
+pub mod modelopt;
 mod shards;
 mod source;
 mod space;
@@ -47,6 +50,7 @@ pub use error::{CheckpointError, WriteError};
 pub use file::{SafetensorsFile, TensorInfo};
 pub use halfbyte::{LayerScheme, Manifest, StoredLayer};
 pub use header::TensorSpec;
+pub use layout::Layout;
 pub use shards::{CheckpointWriter, SHARD_BYTES};
 pub use source::Checkpoint;
 pub use space::{available_space, require_space};

@@ -1,7 +1,7 @@
 //! The options. Their comments are what `--help` prints.
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use halfbyte_quantize::{Calibration, Search};
+use halfbyte_quantize::{Calibration, Scales, Search};
 use std::path::PathBuf;
 
 const OVERVIEW: &str = "\
@@ -83,6 +83,7 @@ const QUANTIZE: &str = "\
 Examples:
   halfbyte quantize models/SmolLM2 --recipe fpq-w4a4 --calibration text.txt --out SmolLM2-fp4
   halfbyte quantize models/SmolLM2 --recipe fpq-w4a4 --calibration text.txt --out SmolLM2-fp4 --keep lm_head
+  halfbyte quantize models/SmolLM2 --recipe nvfp4-w4a16 --out SmolLM2-nvfp4     # weights alone: no text
   halfbyte recipes fpq-w4a4 > mine.toml     # change it, and then
   halfbyte quantize models/SmolLM2 --recipe mine.toml --calibration text.txt --out SmolLM2-mine
 
@@ -98,9 +99,10 @@ pub(crate) struct QuantizeArgs {
     pub(crate) model: PathBuf,
     #[command(flatten)]
     pub(crate) recipe: RecipeArgs,
-    /// UTF-8 text to calibrate on: a few pages of what the model will read. Only its first windows are used.
+    /// UTF-8 text to calibrate on: a few pages of what the model will read. Only its first windows are used. Recipes whose
+    /// weights alone decide, such as nvfp4-w4a16, need none.
     #[arg(long = "calibration", value_name = "TEXT")]
-    pub(crate) text: PathBuf,
+    pub(crate) text: Option<PathBuf>,
     /// Folder to write; it must not exist yet, unless this very run made it.
     #[arg(long)]
     pub(crate) out: PathBuf,
@@ -201,6 +203,9 @@ pub(crate) struct RecipeArgs {
     /// text is just what the model will read.
     #[arg(long, value_name = "SHARE", help_heading = RECIPE)]
     pub(crate) coverage: Option<f32>,
+    /// How fixed schemes (nvfp4, mxfp4) choose the scales of weights.
+    #[arg(long, help_heading = RECIPE)]
+    pub(crate) scales: Option<ScalesChoice>,
     /// Rounds of the search, 1 to 100.
     #[arg(long, value_name = "N", help_heading = RECIPE)]
     pub(crate) rounds: Option<usize>,
@@ -291,6 +296,33 @@ impl From<SearchChoice> for Search {
             SearchChoice::Direct => Self::Direct,
             SearchChoice::Gram => Self::Gram,
             SearchChoice::Ranked => Self::Ranked,
+        }
+    }
+}
+
+/// As `Scales`.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum ScalesChoice {
+    /// From the largest magnitude of a block.
+    Absmax,
+    /// MXFP4: absmax, but the next power of two for a maximum whose mantissa is 1.75 or more.
+    RoundUp,
+    /// NVFP4: the better of max / 6 and max / 4.
+    FourOverSix,
+    /// The code of least squared error.
+    Sweep,
+    /// The code of least error weighted by the mean squares of the inputs; needs a calibration text.
+    Weighted,
+}
+
+impl From<ScalesChoice> for Scales {
+    fn from(choice: ScalesChoice) -> Self {
+        match choice {
+            ScalesChoice::Absmax => Self::Absmax,
+            ScalesChoice::RoundUp => Self::RoundUp,
+            ScalesChoice::FourOverSix => Self::FourOverSix,
+            ScalesChoice::Sweep => Self::Sweep,
+            ScalesChoice::Weighted => Self::Weighted,
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::recipe::Recipe;
 use crate::stream::QuantizedSite;
-use halfbyte_formats::Scheme;
+use halfbyte_formats::{Granularity, Scheme};
 use serde::{Deserialize, Serialize};
 
 /// The whole report. It depends on weights, recipe and calibration tokens alone, so that equal runs give equal bytes.
@@ -41,7 +41,8 @@ pub struct LayerReport {
     /// What was chosen for the input.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub input: Option<InputReport>,
-    /// Mean squared output error over a sample of calibration tokens; for the embedding that of its values.
+    /// Mean squared output error over a sample of calibration tokens; for the embedding, and where there was no calibration
+    /// text, that of the values.
     pub error: f64,
     /// Mean square of the full-precision output over the same.
     pub signal: f64,
@@ -54,8 +55,22 @@ pub struct LayerReport {
 pub struct WeightReport {
     /// How it is stored.
     pub scheme: Scheme,
-    /// Exponent bias of every row (for integers `−log2` of the scale).
+    /// Exponent bias of every row (for integers `−log2` of the scale); for groups the smallest and the largest.
     pub biases: Vec<f32>,
+}
+
+impl WeightReport {
+    /// The report of a weight with these scales, tensor scale included.
+    pub fn new(scheme: Scheme, scales: impl Iterator<Item = f32>) -> Self {
+        let biases: Vec<f32> = match scheme.granularity {
+            Granularity::Group(_) => {
+                let (low, high) = scales.fold((f32::INFINITY, 0.0f32), |(l, h), s| (l.min(s), h.max(s)));
+                [high, low].map(|s| scheme.element.bias_of_scale(s)).to_vec()
+            }
+            _ => scales.map(|s| scheme.element.bias_of_scale(s)).collect(),
+        };
+        Self { scheme, biases }
+    }
 }
 
 /// The searched parameters of an input.
@@ -72,13 +87,13 @@ pub struct InputReport {
 impl LayerReport {
     /// The report of one layer with a weight of this shape.
     pub fn new(site: &QuantizedSite, shape: [usize; 2]) -> Self {
-        let bits =
-            site.stored.tensors(&site.name).iter().map(|(_, bytes)| 8 * bytes.len() as u64).sum::<u64>();
+        let tensors = site.stored.scheme().tensors(&site.name, shape[0], shape[1]);
+        let bits: u64 =
+            tensors.iter().filter_map(|t| t.dtype.byte_len(&t.shape)).map(|bytes| 8 * bytes).sum();
         let left_alone = if site.stored.weight.is_none() { 16 * (shape[0] * shape[1]) as u64 } else { 0 };
-        let weight = site.stored.weight.as_ref().map(|w| WeightReport {
-            scheme: w.scheme,
-            biases: w.scales.iter().map(|&s| w.scheme.element.bias_of_scale(s)).collect(),
-        });
+        let weight = site.stored.weight.as_ref();
+        let weight =
+            weight.map(|w| WeightReport::new(w.scheme, w.scales.iter().map(|&s| s * w.tensor_scale)));
         let input = site.stored.input.as_ref().map(|q| InputReport {
             scheme: q.scheme(),
             bias: q.element().bias_of_scale(q.scale()),

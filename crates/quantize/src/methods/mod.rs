@@ -1,5 +1,6 @@
 //! Methods: each chooses codes and scales for the linear layers of one tap, given their weights and inputs.
 
+pub(crate) mod block_scale;
 mod correct;
 mod feedback;
 mod fpq;
@@ -90,6 +91,9 @@ pub fn quantize_tap(
     recipe: &Recipe,
 ) -> Result<Vec<SiteResult>, QuantizeError> {
     let sample = inputs.sample(recipe.sample_tokens, recipe.seed)?;
+    if recipe.method == Method::Scheme {
+        return block_scale::quantize_tap(inputs, &sample, sites, recipe);
+    }
     let size = if recipe.share_input { sites.len() } else { 1 };
     let mut results = Vec::with_capacity(sites.len());
     let mut sites = sites.into_iter().peekable();
@@ -99,7 +103,8 @@ pub fn quantize_tap(
         let group = Group::new(members);
         let solution = match recipe.method {
             Method::MinmaxInt | Method::MinmaxFp => minmax::solve(inputs, &group, recipe)?,
-            Method::Fpq => fpq::solve(inputs, &sample, &group, recipe)?,
+            // Fixed schemes have had their turn.
+            Method::Fpq | Method::Scheme => fpq::solve(inputs, &sample, &group, recipe)?,
         };
         finish(&described, &group, solution, &sample, &mut results)?;
     }
