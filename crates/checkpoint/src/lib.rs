@@ -34,6 +34,7 @@ pub mod compressed_tensors;
 mod dtype;
 mod error;
 mod file;
+pub mod gguf;
 mod halfbyte;
 mod header;
 mod layout;
@@ -43,6 +44,19 @@ mod source;
 mod space;
 mod tensor;
 mod writer;
+
+/// Files that go with a model, copied where present.
+pub const COMPANIONS: [&str; 9] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "generation_config.json",
+    "chat_template.jinja",
+];
 
 pub use atomic::{AtomicFile, copy_atomic, write_atomic};
 pub use dtype::Dtype;

@@ -1,6 +1,7 @@
 //! The options. Their comments are what `--help` prints.
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use halfbyte_export::Target;
 use halfbyte_quantize::{Calibration, Scales, Search};
 use std::path::PathBuf;
 
@@ -34,6 +35,7 @@ pub(crate) enum Command {
     Plan(PlanArgs),
     Quantize(QuantizeArgs),
     Eval(EvalArgs),
+    Export(ExportArgs),
     Inspect(InspectArgs),
     Recipes(RecipesArgs),
 }
@@ -71,6 +73,9 @@ pub(crate) struct PlanArgs {
     pub(crate) model: PathBuf,
     #[command(flatten)]
     pub(crate) recipe: RecipeArgs,
+    /// Targets of `halfbyte export` that the result is meant for, separated by commas: what they cannot hold is refused.
+    #[arg(long, value_delimiter = ',', value_name = "TARGETS")]
+    pub(crate) to: Vec<Target>,
     #[command(flatten)]
     pub(crate) calibration: CalibrationArgs,
     #[command(flatten)]
@@ -145,6 +150,32 @@ pub(crate) struct EvalArgs {
     pub(crate) output: OutputArgs,
     #[command(flatten)]
     pub(crate) machine: MachineArgs,
+}
+
+const EXPORT: &str = "\
+Examples:
+  halfbyte quantize models/SmolLM2 --recipe nvfp4-w4a16 --out SmolLM2-nvfp4
+  halfbyte export SmolLM2-nvfp4 --out SmolLM2-vllm --to vllm-nvfp4
+  halfbyte export SmolLM2-nvfp4 --out exports --to vllm-nvfp4,modelopt,gguf-nvfp4     # a subfolder each
+
+Targets: vllm-nvfp4, vllm-mxfp4, vllm-fp8, vllm-int (compressed-tensors), modelopt, gguf-nvfp4, gguf-mxfp4. Every file is \
+read again before the command returns, and every value compared with the source; an output that differs is removed. \
+`eval` runs the vllm and modelopt folders too.";
+
+/// Write a quantized folder in the form that another engine loads, and prove it by reading it back.
+#[derive(Debug, Args)]
+#[command(after_help = EXPORT)]
+pub(crate) struct ExportArgs {
+    /// Folder that `halfbyte quantize` wrote.
+    pub(crate) dir: PathBuf,
+    /// Folder to write; it must not exist yet. With several targets each gets a subfolder of its name.
+    #[arg(long)]
+    pub(crate) out: PathBuf,
+    /// Engines to write for, separated by commas.
+    #[arg(long, value_delimiter = ',', value_name = "TARGETS", required = true)]
+    pub(crate) to: Vec<Target>,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
 }
 
 const INSPECT: &str = "\

@@ -34,6 +34,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Plan(args) => commands::plan::run(args, cli.verbose > 0),
         Command::Quantize(args) => commands::quantize::run(args),
         Command::Eval(args) => commands::eval::run(args),
+        Command::Export(args) => commands::export::run(args),
         Command::Inspect(args) => commands::inspect::run(args),
         Command::Recipes(args) => commands::recipes::run(args),
     }

@@ -5,7 +5,7 @@ use crate::job::Job;
 use crate::journal::{RunId, make_dir};
 use crate::report::{LayerReport, Report};
 use halfbyte_checkpoint::{
-    CheckpointWriter, LayerScheme, Manifest, SHARD_BYTES, TensorSpec, copy_atomic, write_atomic,
+    COMPANIONS, CheckpointWriter, LayerScheme, Manifest, SHARD_BYTES, TensorSpec, copy_atomic, write_atomic,
 };
 use std::collections::BTreeMap;
 use std::fs;
@@ -120,16 +120,3 @@ impl<'a> Output<'a> {
 fn json(value: &impl serde::Serialize) -> Result<String, QuantizeError> {
     serde_json::to_string_pretty(value).map_err(|e| QuantizeError::Output(e.to_string()))
 }
-
-/// Files that go with a model, copied where present.
-pub(crate) const COMPANIONS: [&str; 9] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "generation_config.json",
-    "chat_template.jinja",
-];
