@@ -7,7 +7,7 @@ use serde_json::Value;
 use std::fs;
 use util::*;
 
-const COMMANDS: [&str; 6] = ["demo", "plan", "quantize", "eval", "inspect", "recipes"];
+const COMMANDS: [&str; 7] = ["demo", "plan", "quantize", "eval", "export", "inspect", "recipes"];
 
 #[test]
 fn every_help_has_examples_and_explains_every_option() {
@@ -187,7 +187,7 @@ fn quantize_eval_and_inspect_fit_together() {
 fn a_printed_recipe_can_be_given_back() {
     let scratch = Scratch::new();
     let list = run(["recipes", "--json"]).json();
-    assert_eq!(list["recipes"].as_array().unwrap().len(), 25);
+    assert_eq!(list["recipes"].as_array().unwrap().len(), 34);
     let toml = run(["recipes", "fpq-w4a8"]).text();
     let file = scratch.write("mine.toml", toml.replace("rounds = 1", "rounds = 2"));
     let value = run(["recipes", file.to_str().unwrap(), "--json"]).json();
