@@ -392,7 +392,7 @@ pub(crate) fn read(
         Form::Packed(bits) => {
             let packed = bytes("weight_packed")?;
             let row = cols * usize::from(bits) / 8;
-            if (cols * usize::from(bits)) % 8 != 0 {
+            if !(cols * usize::from(bits)).is_multiple_of(8) {
                 return Err(damaged(
                     "weight_packed",
                     format!("{cols} codes of {bits} bits do not fill bytes"),
