@@ -1,6 +1,6 @@
 """Exports of halfbyte against independent readers and writers.
 
-    export_compare.py --binary target/release/halfbyte [--model FOLDER] [--compressed-tensors]
+    export_compare.py --binary target/release/halfbyte [--model FOLDER [--original GGUF]] [--compressed-tensors]
 
 Without --model it builds a small random llama checkpoint (hidden 64, MLP 128) with the tokenizer of the embedded
 stories260K, quantizes and exports it in every form, and checks:
@@ -154,7 +154,7 @@ def same(what, wanted, found):
     print(f"  {what}: {len(wanted)} layers equal")
 
 
-def check_gguf(folder, source, values, model):
+def check_gguf(folder, source, values, original):
     config = json.loads((source / "config.json").read_text())
     found, rest, meta = gguf_values(next(folder.glob("*.gguf")), config)
     # The reader multiplies E2M1 by the block scale first, we the two scales: one rounding apart.
@@ -173,8 +173,7 @@ def check_gguf(folder, source, values, model):
                       ("vocab_size", "vocab_size")]:
         assert meta[f"llama.{key}"] == config[name], key
     assert len(meta["tokenizer.ggml.tokens"]) == len(meta["tokenizer.ggml.token_type"]) == config["vocab_size"]
-    original = model / "original.gguf"
-    if original.exists():
+    if original:
         _, _, wanted = gguf_values(original, config)
         for key in [k for k in wanted if k.startswith("tokenizer.") or k.startswith("llama.")]:
             assert wanted[key] == meta.get(key), key
@@ -276,6 +275,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--binary", type=pathlib.Path, required=True)
     parser.add_argument("--model", type=pathlib.Path)
+    parser.add_argument("--original", help="a published GGUF of --model, whose metadata ours must repeat")
     parser.add_argument("--compressed-tensors", action="store_true")
     parser.add_argument("--recipes", help="only recipes that begin with this")
     args = parser.parse_args()
@@ -299,7 +299,7 @@ def main():
                 out = scratch / f"e{i}-{target}"
                 run("export", folder, "--out", out, "--to", target)
                 if target.startswith("gguf"):
-                    check_gguf(out, model, values, model)
+                    check_gguf(out, model, values, args.original)
                     continue
                 same(target, values, exported(out, target))
                 if args.compressed_tensors and target.startswith("vllm"):
