@@ -61,6 +61,14 @@ pub enum CheckpointError {
         /// What is wrong.
         message: String,
     },
+    /// A GGUF file that cannot be used.
+    #[error("{file}: {message}")]
+    Gguf {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it.
+        message: String,
+    },
     /// `config.json` is not JSON.
     #[error("{path} is not valid JSON ({cause}): download it again")]
     ConfigNotJson {

@@ -5,16 +5,18 @@
 //! | tensor | dtype | shape | meaning |
 //! |---|---|---|---|
 //! | `X.weight_codes` | U8 | `[rows, ceil(cols · bits / 8)]` | codes, a row from a byte on, first code in the lowest bits |
-//! | `X.weight_scale` | F32 | `[rows]` (channel), `[1]` (tensor), `[rows, cols / n]` (group) | multiplies the element's table |
-//! | `X.input_scale` | F32 | `[1]` | scale of the input, for a static input scheme |
+//! | `X.weight_scale` | F32, F8_E4M3 or F8_E8M0 | `[rows]` (channel), `[1]` (tensor), `[rows, cols / n]` (group) | multiplies the element's table |
+//! | `X.weight_tensor_scale` | F32 | `[1]` | multiplies all E4M3 scales |
+//! | `X.input_scale` | F32 | `[1]` | scale of the input for a static scheme, NVFP4's tensor scale for a dynamic one |
 //! | `X.input_shift` | U8 | `[cols]` | s_j: channel j of the input has scale `input_scale · 2^(−s_j)`, for a scheme with shifts |
 //!
 //! and a [`LayerScheme`] under `quantization_config.layers` in config.json, repeated as the metadata entry
 //! `halfbyte.layers` of every safetensors file, so that either alone tells how to read the codes. A layer whose weight
 //! is left alone keeps its `X.weight`.
 
+use crate::layout::{Layout, scale_shape, with_dtype};
 use crate::{Checkpoint, CheckpointError, Dtype, TensorSpec};
-use halfbyte_formats::{InputQuantizer, QuantizedMatrix, ScaleFormat, Scheme, pack};
+use halfbyte_formats::{Granularity, InputQuantizer, QuantizedMatrix, ScaleFormat, Scheme, pack};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -34,22 +36,31 @@ pub struct Manifest {
     pub recipe: serde_json::Value,
     /// Schemes by layer name.
     pub layers: BTreeMap<String, LayerScheme>,
+    /// Whose tensors they are.
+    #[serde(skip)]
+    pub layout: Layout,
 }
 
 impl Manifest {
     /// A manifest of this version.
     pub fn new(recipe: serde_json::Value, layers: BTreeMap<String, LayerScheme>) -> Self {
-        Self { quant_method: METHOD.into(), version: VERSION, recipe, layers }
+        Self { quant_method: METHOD.into(), version: VERSION, recipe, layers, layout: Layout::Halfbyte }
     }
 
-    /// The manifest of a folder; `None` for an ordinary checkpoint.
+    /// The manifest of a folder, ours or one in a [`Layout`] that we read; `None` for an ordinary checkpoint.
     ///
     /// # Errors
-    /// [`CheckpointError::Config`] for a folder that another tool quantized, a newer version, or a damaged entry.
+    /// [`CheckpointError::Config`] for a folder that another tool quantized in a form that is not read, a newer version, or
+    /// a damaged entry.
     pub fn of(checkpoint: &Checkpoint) -> Result<Option<Self>, CheckpointError> {
         let Some(found) = checkpoint.config().get("quantization_config").filter(|v| !v.is_null()) else {
             return Ok(None);
         };
+        for layout in Layout::FOREIGN {
+            if found.get("quant_method").and_then(|m| m.as_str()) == layout.quant_method() {
+                return layout.manifest(checkpoint, found).map(Some);
+            }
+        }
         let fail = |message: String| CheckpointError::Config {
             file: checkpoint.dir().join("config.json"),
             message: format!("quantization_config: {message}"),
@@ -59,7 +70,7 @@ impl Manifest {
             other => {
                 let name = other.unwrap_or("none given");
                 return Err(fail(format!(
-                    "quant_method is {name:?}; halfbyte reads full-precision checkpoints and its own, give it the original"
+                    "quant_method is {name:?}; halfbyte reads full-precision checkpoints, its own, compressed-tensors and ModelOpt; give it the original"
                 )));
             }
         }
@@ -67,6 +78,40 @@ impl Manifest {
             return Err(fail(format!("its version is not {VERSION}; it was written by another halfbyte")));
         }
         serde_json::from_value(found.clone()).map(Some).map_err(|e| fail(e.to_string()))
+    }
+
+    /// Checks that the tensors of layer `name`, a `[rows, cols]` weight, are there with the right shapes and types.
+    /// `false` if the layer is not quantized.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::require`], and for a scheme that cannot be read.
+    pub fn check(
+        &self,
+        checkpoint: &Checkpoint,
+        name: &str,
+        rows: usize,
+        cols: usize,
+    ) -> Result<bool, CheckpointError> {
+        match self.layers.get(name) {
+            Some(layer) => self.layout.check(layer, checkpoint, name, rows, cols).map(|()| true),
+            None => Ok(false),
+        }
+    }
+
+    /// Reads layer `name`, a `[rows, cols]` weight; `None` if it is not quantized.
+    ///
+    /// # Errors
+    /// As [`Manifest::check`], and for scales or shifts that cannot be.
+    pub fn read(
+        &self,
+        checkpoint: &Checkpoint,
+        name: &str,
+        rows: usize,
+        cols: usize,
+    ) -> Result<Option<StoredLayer>, CheckpointError> {
+        let Some(layer) = self.layers.get(name) else { return Ok(None) };
+        self.layout.check(layer, checkpoint, name, rows, cols)?;
+        self.layout.read(layer, checkpoint, name, rows, cols).map(Some)
     }
 }
 
@@ -99,120 +144,166 @@ impl StoredLayer {
         }
     }
 
-    /// Its tensors and their bytes, for layer `name`.
+    /// Its tensors in halfbyte's own form and their bytes, for layer `name`.
     pub fn tensors(&self, name: &str) -> Vec<(TensorSpec, Vec<u8>)> {
-        let floats = |v: &[f32]| v.iter().flat_map(|f| f.to_le_bytes()).collect::<Vec<u8>>();
         let mut out = Vec::new();
-        if let Some(w) = &self.weight {
-            let shape = scale_shape(&w.scheme, w.rows, w.cols);
-            out.push((
-                TensorSpec::new(format!("{name}.weight_codes"), Dtype::U8, [w.rows, w.row_bytes()]),
-                w.codes.clone(),
-            ));
-            out.push((TensorSpec::new(format!("{name}.weight_scale"), Dtype::F32, shape), floats(&w.scales)));
-        }
-        if let Some(q) = &self.input {
-            out.push((TensorSpec::new(format!("{name}.input_scale"), Dtype::F32, [1]), floats(&[q.scale()])));
-            if !q.shifts().is_empty() {
-                let spec = TensorSpec::new(format!("{name}.input_shift"), Dtype::U8, [q.shifts().len()]);
-                out.push((spec, q.shifts().to_vec()));
-            }
+        let (rows, cols) = self.weight.as_ref().map_or((0, 0), |w| (w.rows, w.cols));
+        let cols = self.input.as_ref().map_or(cols, |q| cols.max(q.shifts().len()));
+        for spec in self.scheme().tensors(name, rows, cols) {
+            let bytes = match (spec.name.strip_prefix(name), &self.weight, &self.input) {
+                (Some(CODES), Some(w), _) => w.codes.clone(),
+                (Some(SCALE), Some(w), _) => scale_bytes(w.scheme.scale, &w.scales),
+                (Some(TENSOR_SCALE), Some(w), _) => w.tensor_scale.to_le_bytes().to_vec(),
+                (Some(INPUT_SCALE), _, Some(q)) => q.scale().to_le_bytes().to_vec(),
+                (Some(INPUT_SHIFT), _, Some(q)) => q.shifts().to_vec(),
+                _ => continue,
+            };
+            out.push((spec, bytes));
         }
         out
     }
 }
 
+const CODES: &str = ".weight_codes";
+const SCALE: &str = ".weight_scale";
+const TENSOR_SCALE: &str = ".weight_tensor_scale";
+const INPUT_SCALE: &str = ".input_scale";
+const INPUT_SHIFT: &str = ".input_shift";
+
+/// Scales as their format stores them.
+pub(crate) fn scale_bytes(format: ScaleFormat, scales: &[f32]) -> Vec<u8> {
+    match format {
+        ScaleFormat::F32 => scales.iter().flat_map(|s| s.to_le_bytes()).collect(),
+        _ => scales.iter().filter_map(|&s| format.to_byte(s)).collect(),
+    }
+}
+
 impl LayerScheme {
-    /// Checks that the tensors of layer `name` are there and have the shapes of a `[rows, cols]` weight.
+    /// The tensors, in halfbyte's own form, of layer `name`, a `[rows, cols]` weight.
+    pub fn tensors(&self, name: &str, rows: usize, cols: usize) -> Vec<TensorSpec> {
+        let mut out = Vec::new();
+        let mut add = |suffix: &str, dtype, shape: &[usize]| {
+            out.push(TensorSpec::new(format!("{name}{suffix}"), dtype, shape));
+        };
+        if let Some(scheme) = &self.weight {
+            add(CODES, Dtype::U8, &[rows, pack::packed_len(scheme.element.bits(), cols)]);
+            let dtype = match scheme.scale {
+                ScaleFormat::F32 => Dtype::F32,
+                ScaleFormat::E8M0 => Dtype::F8E8M0,
+                ScaleFormat::E4M3 => Dtype::F8E4M3,
+            };
+            add(SCALE, dtype, &scale_shape(scheme, rows, cols));
+            if scheme.scale == ScaleFormat::E4M3 {
+                add(TENSOR_SCALE, Dtype::F32, &[1]);
+            }
+        }
+        if let Some(scheme) = &self.input {
+            if InputQuantizer::has_scale(*scheme) {
+                add(INPUT_SCALE, Dtype::F32, &[1]);
+            }
+            if scheme.shifts {
+                add(INPUT_SHIFT, Dtype::U8, &[cols]);
+            }
+        }
+        out
+    }
+
+    /// The quantizer of the input, with its scale and shifts if it has any.
     ///
     /// # Errors
-    /// As [`Checkpoint::require`], and for a scheme that this version cannot read.
-    pub fn check(
+    /// What cannot be computed, as a message.
+    pub(crate) fn input_quantizer(
+        &self,
+        scale: f32,
+        shifts: Vec<u8>,
+        cols: usize,
+    ) -> Result<Option<InputQuantizer>, String> {
+        let Some(scheme) = self.input else { return Ok(None) };
+        if !(scale.is_normal() && scale > 0.0) {
+            return Err(format!("{scale} is not a positive scale"));
+        }
+        if let Some(bad) = shifts.iter().find(|&&s| s > MAX_SHIFT) {
+            return Err(format!("a shift of {bad}, the largest is {MAX_SHIFT}"));
+        }
+        if scheme.dynamic {
+            return InputQuantizer::dynamic(scheme, scale, cols).map(Some).map_err(|e| e.to_string());
+        }
+        if scheme.scale != ScaleFormat::F32 || scheme.granularity != Granularity::Tensor {
+            return Err(format!("inputs quantized as {scheme} cannot be computed"));
+        }
+        Ok(Some(InputQuantizer::new(scheme.element, scale, shifts)))
+    }
+
+    /// Checks what can be known without reading a tensor.
+    pub(crate) fn check_schemes(&self, name: &str, rows: usize, cols: usize) -> Result<(), String> {
+        if let Some(scheme) = &self.weight {
+            if scheme.dynamic || scheme.shifts {
+                return Err(format!("weights stored as {scheme} cannot be read"));
+            }
+            scheme.check_shape(name, rows, cols).map_err(|e| e.to_string())?;
+        }
+        self.input_quantizer(1.0, Vec::new(), cols).map(|_| ())
+    }
+
+    pub(crate) fn check(
         &self,
         checkpoint: &Checkpoint,
         name: &str,
         rows: usize,
         cols: usize,
     ) -> Result<(), CheckpointError> {
-        let fail = |message: String| CheckpointError::Config {
-            file: checkpoint.dir().join("config.json"),
-            message: format!("quantization_config.layers.{name}: {message}"),
-        };
-        match &self.weight {
-            None => {
-                checkpoint.require(&format!("{name}.weight"), &[rows, cols])?;
-            }
-            Some(scheme) => {
-                if scheme.scale != ScaleFormat::F32 || scheme.dynamic || scheme.shifts {
-                    return Err(fail(format!("weights stored as {scheme} cannot be read")));
-                }
-                scheme.check_shape(name, rows, cols).map_err(|e| fail(e.to_string()))?;
-                let bytes = pack::packed_len(scheme.element.bits(), cols);
-                checkpoint.require(&format!("{name}.weight_codes"), &[rows, bytes])?;
-                checkpoint.require(&format!("{name}.weight_scale"), &scale_shape(scheme, rows, cols))?;
-            }
+        if self.weight.is_none() {
+            checkpoint.require(&format!("{name}.weight"), &[rows, cols])?;
         }
-        if let Some(scheme) = &self.input {
-            if scheme.scale != ScaleFormat::F32
-                || scheme.dynamic
-                || scheme.granularity != halfbyte_formats::Granularity::Tensor
-            {
-                return Err(fail(format!("inputs quantized as {scheme} cannot be computed")));
-            }
-            checkpoint.require(&format!("{name}.input_scale"), &[1])?;
-            if scheme.shifts {
-                checkpoint.require(&format!("{name}.input_shift"), &[cols])?;
-            }
+        for spec in self.tensors(name, rows, cols) {
+            with_dtype(checkpoint.require(&spec.name, &spec.shape)?, &[spec.dtype])?;
         }
         Ok(())
     }
 
-    /// Reads layer `name`, a `[rows, cols]` weight.
-    ///
-    /// # Errors
-    /// As [`LayerScheme::check`], and for scales that are not positive or shifts beyond the element's range.
-    pub fn read(
+    pub(crate) fn read(
         &self,
         checkpoint: &Checkpoint,
         name: &str,
         rows: usize,
         cols: usize,
     ) -> Result<StoredLayer, CheckpointError> {
-        self.check(checkpoint, name, rows, cols)?;
-        let damaged = |tensor: String, message: String| CheckpointError::Damaged { tensor, message };
+        let tensor = |suffix: &str| format!("{name}{suffix}");
+        let damaged =
+            |suffix: &str, message: String| CheckpointError::Damaged { tensor: tensor(suffix), message };
+        let single =
+            |suffix: &str| Ok::<f32, CheckpointError>(checkpoint.read_f32(&tensor(suffix), &[1])?[0]);
         let weight = match &self.weight {
             None => None,
             Some(scheme) => {
-                let codes = checkpoint.read_bytes(&format!("{name}.weight_codes"))?;
-                let scale_name = format!("{name}.weight_scale");
-                let scales = checkpoint.read_f32(&scale_name, &scale_shape(scheme, rows, cols))?;
-                let matrix = QuantizedMatrix::from_parts(name, *scheme, rows, cols, codes, scales, 1.0);
-                Some(matrix.map_err(|e| damaged(scale_name, e.to_string()))?)
+                let codes = checkpoint.read_bytes(&tensor(CODES))?;
+                let scales = match scheme.scale {
+                    ScaleFormat::F32 => {
+                        checkpoint.read_f32(&tensor(SCALE), &scale_shape(scheme, rows, cols))?
+                    }
+                    format => {
+                        let bytes = checkpoint.read_bytes(&tensor(SCALE))?;
+                        let scale = |&b: &u8| format.from_byte(b).ok_or(b);
+                        let scales: Result<Vec<f32>, u8> = bytes.iter().map(scale).collect();
+                        scales.map_err(|b| damaged(SCALE, format!("the byte {b} is no positive scale")))?
+                    }
+                };
+                let tensor_scale =
+                    if scheme.scale == ScaleFormat::E4M3 { single(TENSOR_SCALE)? } else { 1.0 };
+                let matrix =
+                    QuantizedMatrix::from_parts(name, *scheme, rows, cols, codes, scales, tensor_scale);
+                Some(matrix.map_err(|e| damaged(SCALE, e.to_string()))?)
             }
         };
-        let input = match &self.input {
+        let input = match self.input {
             None => None,
             Some(scheme) => {
-                let scale_name = format!("{name}.input_scale");
-                let scale = checkpoint.read_f32(&scale_name, &[1])?[0];
-                if !(scale.is_normal() && scale > 0.0) {
-                    return Err(damaged(scale_name, format!("{scale} is not a positive scale")));
-                }
-                let shift_name = format!("{name}.input_shift");
-                let shifts = if scheme.shifts { checkpoint.read_bytes(&shift_name)? } else { Vec::new() };
-                if let Some(bad) = shifts.iter().find(|&&s| s > MAX_SHIFT) {
-                    return Err(damaged(shift_name, format!("a shift of {bad}, the largest is {MAX_SHIFT}")));
-                }
-                Some(InputQuantizer::new(scheme.element, scale, shifts))
+                let scale = if InputQuantizer::has_scale(scheme) { single(INPUT_SCALE)? } else { 1.0 };
+                let shifts =
+                    if scheme.shifts { checkpoint.read_bytes(&tensor(INPUT_SHIFT))? } else { Vec::new() };
+                self.input_quantizer(scale, shifts, cols).map_err(|message| damaged(INPUT_SCALE, message))?
             }
         };
         Ok(StoredLayer { weight, input })
-    }
-}
-
-fn scale_shape(scheme: &Scheme, rows: usize, cols: usize) -> Vec<usize> {
-    match scheme.granularity {
-        halfbyte_formats::Granularity::Group(n) => vec![rows, cols / n.max(1)],
-        _ => vec![scheme.scale_count(rows, cols)],
     }
 }

@@ -30,16 +30,33 @@
 //! ```
 
 mod atomic;
+pub mod compressed_tensors;
 mod dtype;
 mod error;
 mod file;
+pub mod gguf;
 mod halfbyte;
 mod header;
+mod layout;
+pub mod modelopt;
 mod shards;
 mod source;
 mod space;
 mod tensor;
 mod writer;
+
+/// Files that go with a model, copied where present.
+pub const COMPANIONS: [&str; 9] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "generation_config.json",
+    "chat_template.jinja",
+];
 
 pub use atomic::{AtomicFile, copy_atomic, write_atomic};
 pub use dtype::Dtype;
@@ -47,6 +64,7 @@ pub use error::{CheckpointError, WriteError};
 pub use file::{SafetensorsFile, TensorInfo};
 pub use halfbyte::{LayerScheme, Manifest, StoredLayer};
 pub use header::TensorSpec;
+pub use layout::Layout;
 pub use shards::{CheckpointWriter, SHARD_BYTES};
 pub use source::Checkpoint;
 pub use space::{available_space, require_space};

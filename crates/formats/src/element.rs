@@ -32,6 +32,10 @@ pub enum Element {
         /// Bits with the sign, 2 to 8.
         bits: u8,
     },
+    /// OCP's `float8_e4m3fn`, the FP8 that hardware computes with: e4m3 whose code 0x7F is NaN, so that it ends at 448.
+    ///
+    /// Neither NaN code, 0x7F or 0xFF, is ever produced, and a stored matrix with one is refused.
+    E4M3Fn,
 }
 
 impl Element {
@@ -79,6 +83,7 @@ impl Element {
         match self {
             Self::Float { exponent, mantissa } => 1 + u32::from(exponent) + u32::from(mantissa),
             Self::Int { bits } => u32::from(bits),
+            Self::E4M3Fn => 8,
         }
     }
 
@@ -90,6 +95,16 @@ impl Element {
                 (2.0 - exp2i(-i32::from(mantissa))) * exp2i(top)
             }
             Self::Int { bits } => ((1 << (bits - 1)) - 1) as f32,
+            Self::E4M3Fn => 448.0,
+        }
+    }
+
+    /// Exponent and mantissa bits; `None` for integers.
+    pub fn fields(self) -> Option<(u8, u8)> {
+        match self {
+            Self::Float { exponent, mantissa } => Some((exponent, mantissa)),
+            Self::E4M3Fn => Some((4, 3)),
+            Self::Int { .. } => None,
         }
     }
 
@@ -113,10 +128,7 @@ impl Element {
     /// The largest integer by which a channel's exponent bias may exceed the tensor's: `2^E − 1`; 0 for integers
     /// (LLM-FP4, pre-shifted exponent bias).
     pub fn max_shift(self) -> i32 {
-        match self {
-            Self::Float { exponent, .. } => (1 << exponent) - 1,
-            Self::Int { .. } => 0,
-        }
+        self.fields().map_or(0, |(exponent, _)| (1 << exponent) - 1)
     }
 
     /// The scale at which [`max_value`](Self::max_value) maps to `max_abs`: their quotient, rounded to `f32`.
@@ -147,10 +159,7 @@ impl Element {
 
     /// The exponent bias b0 of the table at scale 1: `2^(E−1) − 1`; 0 for integers.
     pub fn canonical_bias(self) -> i32 {
-        match self {
-            Self::Float { exponent, .. } => (1 << (exponent - 1)) - 1,
-            Self::Int { .. } => 0,
-        }
+        self.fields().map_or(0, |(exponent, _)| (1 << (exponent - 1)) - 1)
     }
 }
 
@@ -164,6 +173,7 @@ impl fmt::Display for Element {
         match self {
             Self::Float { exponent, mantissa } => f.pad(&format!("e{exponent}m{mantissa}")),
             Self::Int { bits } => f.pad(&format!("int{bits}")),
+            Self::E4M3Fn => f.pad("e4m3fn"),
         }
     }
 }
@@ -174,6 +184,9 @@ impl FromStr for Element {
     /// Reads `e2m1`, `int4` and the like, in either case.
     fn from_str(text: &str) -> Result<Self, FormatError> {
         let lower = text.to_ascii_lowercase();
+        if lower == "e4m3fn" {
+            return Ok(Self::E4M3Fn);
+        }
         // Only plain digits: u8's own parser would take a '+' too.
         let number =
             |t: &str| if t.bytes().all(|b| b.is_ascii_digit()) { t.parse::<u8>().ok() } else { None };
@@ -235,13 +248,23 @@ pub(crate) mod tests {
             assert!(positive.windows(2).all(|w| w[0] < w[1]), "{element}");
             assert_eq!(positive.last(), Some(&element.max_value()), "{element}");
             for (code, &value) in positive.iter().enumerate().skip(1) {
-                let mirror = match element {
-                    Element::Float { .. } => code as u8 | 1 << (element.bits() - 1),
-                    Element::Int { .. } => (code as u8).wrapping_neg(),
+                let mirror = match element.fields() {
+                    Some(_) => code as u8 | 1 << (element.bits() - 1),
+                    None => (code as u8).wrapping_neg(),
                 };
                 assert_eq!(element.value(mirror), -value, "{element} {code}");
             }
         }
+    }
+
+    #[test]
+    fn fp8_ends_before_its_nan() {
+        let (fp8, whole) = (Element::E4M3Fn, Element::E4M3);
+        assert_eq!((fp8.max_value(), fp8.value(0x7e), fp8.value(1)), (448.0, 448.0, 2f32.powi(-9)));
+        assert!((0..0x7f).all(|code| fp8.value(code) == whole.value(code)));
+        assert_eq!((fp8.bits(), fp8.fields(), fp8.canonical_bias()), (8, whole.fields(), 7));
+        assert_eq!("e4m3fn".parse(), Ok(fp8));
+        assert_eq!(fp8.to_string(), "e4m3fn");
     }
 
     #[test]

@@ -1,25 +1,73 @@
 //! Quantizers of activations.
 
-use crate::{Element, Granularity, Scheme, kernel, shifted_scales};
+use crate::block::{BlockQuantizer, ScaleRule};
+use crate::{Element, FormatError, Granularity, ScaleFormat, Scheme, kernel, shifted_scales};
 
-/// A static quantizer of a layer's input: one scale for the whole tensor and, with a pre-shift, an integer shift for
-/// each channel. Channel `j` is quantized with exponent bias `ρ + s_j`, that is with scale `scale · 2^(−s_j)`
-/// (LLM-FP4, section 4).
-#[derive(Clone, Debug, PartialEq)]
+/// A quantizer of a layer's input.
+///
+/// Static: one scale for the whole tensor and, with a pre-shift, an integer shift for each channel. Channel `j` is
+/// quantized with exponent bias `ρ + s_j`, that is with scale `scale · 2^(−s_j)` (LLM-FP4, section 4).
+///
+/// Dynamic: scales are taken from the values while the network runs, one for each block of NVFP4 (beside a static scale
+/// of the tensor) or MXFP4, or one for each token.
+#[derive(Clone, Debug)]
 pub struct InputQuantizer {
-    element: Element,
+    scheme: Scheme,
     scale: f32,
     shifts: Vec<u8>,
     /// Scale of every channel and its reciprocal, both exact multiples of the tensor's by a power of two; empty
     /// without shifts.
     columns: (Vec<f32>, Vec<f32>),
+    /// Channels of a token, where a scale belongs to one.
+    channels: usize,
+    blocks: Option<Box<BlockQuantizer>>,
+}
+
+impl PartialEq for InputQuantizer {
+    /// The rest follows from these.
+    fn eq(&self, other: &Self) -> bool {
+        (self.scheme, self.scale, self.channels) == (other.scheme, other.scale, other.channels)
+            && self.shifts == other.shifts
+    }
 }
 
 impl InputQuantizer {
-    /// A quantizer with `shifts` for each channel, or none at all for one scale everywhere.
+    /// A static quantizer with `shifts` for each channel, or none at all for one scale everywhere.
     pub fn new(element: Element, scale: f32, shifts: Vec<u8>) -> Self {
         let columns = shifted_scales(scale, &shifts);
-        Self { element, scale, shifts, columns }
+        let scheme = Scheme { shifts: !shifts.is_empty(), ..Scheme::new(element, Granularity::Tensor) };
+        Self { scheme, scale, shifts, columns, channels: 0, blocks: None }
+    }
+
+    /// A dynamic quantizer for tokens of `channels` values: NVFP4's or MXFP4's blocks, or one `f32` scale a token from its
+    /// largest magnitude. `scale` is NVFP4's tensor scale, and 1 for the others.
+    ///
+    /// Blocks of NVFP4 have the E4M3 scale nearest to `max / 6` over the tensor scale; those of MXFP4 the exponent that
+    /// vLLM's kernels choose, [`ScaleRule::RoundUp`].
+    ///
+    /// # Errors
+    /// [`FormatError`] for other schemes, channels that blocks do not divide, and a tensor scale that cannot be used.
+    pub fn dynamic(scheme: Scheme, scale: f32, channels: usize) -> Result<Self, FormatError> {
+        let unsupported = || FormatError::Unsupported {
+            operation: "quantizing inputs",
+            scheme: scheme.to_string(),
+            hint: "dynamic inputs are e2m1/group16/e4m3, e2m1/group32/e8m0, or have a granularity of channel (a token)",
+        };
+        if !scheme.dynamic || scheme.shifts {
+            return Err(unsupported());
+        }
+        let blocks = match (scheme.granularity, scheme.scale) {
+            (Granularity::Channel, ScaleFormat::F32) => None,
+            (Granularity::Group(_), ScaleFormat::E4M3 | ScaleFormat::E8M0) => {
+                let rule =
+                    if scheme.scale == ScaleFormat::E4M3 { ScaleRule::Absmax } else { ScaleRule::RoundUp };
+                let stored = Scheme { dynamic: false, ..scheme };
+                stored.check_shape("the input", 1, channels)?;
+                Some(Box::new(BlockQuantizer::new(stored, scale, rule)?))
+            }
+            _ => return Err(unsupported()),
+        };
+        Ok(Self { scheme, scale, shifts: Vec::new(), columns: Default::default(), channels, blocks })
     }
 
     /// A quantizer whose shifts follow the published rule for channels with largest magnitudes `channel_max`:
@@ -35,17 +83,22 @@ impl InputQuantizer {
 
     /// The element of every code.
     pub fn element(&self) -> Element {
-        self.element
+        self.scheme.element
     }
 
-    /// The scheme that describes it: static, one `f32` scale, shifts or none.
+    /// The scheme that describes it.
     pub fn scheme(&self) -> Scheme {
-        Scheme { shifts: !self.shifts.is_empty(), ..Scheme::new(self.element, Granularity::Tensor) }
+        self.scheme
     }
 
-    /// The scale of a channel with shift 0.
+    /// The scale of a channel with shift 0, or NVFP4's tensor scale; 1 where all scales are dynamic.
     pub fn scale(&self) -> f32 {
         self.scale
+    }
+
+    /// Whether [`scale`](Self::scale) is a part of the quantizer: not where the scheme says all.
+    pub fn has_scale(scheme: Scheme) -> bool {
+        !scheme.dynamic || scheme.scale == ScaleFormat::E4M3
     }
 
     /// The shift of each channel; empty if there are none.
@@ -55,12 +108,26 @@ impl InputQuantizer {
 
     /// Fake-quantizes `x`, rows of `channels` values each, in place.
     pub fn apply(&self, x: &mut [f32]) {
+        let element = self.scheme.element;
+        if let Some(blocks) = &self.blocks {
+            return blocks.apply(x);
+        }
+        if self.scheme.dynamic {
+            for token in x.chunks_exact_mut(self.channels.max(1)) {
+                kernel::fake_quantize_in_place(
+                    element,
+                    element.scale_from_max(kernel::max_abs(token)),
+                    token,
+                );
+            }
+            return;
+        }
         if self.shifts.is_empty() {
-            kernel::fake_quantize_in_place(self.element, self.scale, x);
+            kernel::fake_quantize_in_place(element, self.scale, x);
             return;
         }
         for row in x.chunks_exact_mut(self.shifts.len()) {
-            kernel::fake_quantize_columns_in_place(self.element, &self.columns.0, &self.columns.1, row);
+            kernel::fake_quantize_columns_in_place(element, &self.columns.0, &self.columns.1, row);
         }
     }
 }
@@ -83,5 +150,35 @@ mod tests {
         InputQuantizer::new(Element::E2M1, 0.37, vec![]).apply(&mut a);
         InputQuantizer::new(Element::E2M1, 0.37, vec![0; 3]).apply(&mut b);
         assert_eq!(a, b);
+    }
+
+    #[test]
+    fn dynamic_scales_follow_the_values() {
+        let per_token = Scheme { dynamic: true, ..Scheme::new(Element::INT8, Granularity::Channel) };
+        let q = InputQuantizer::dynamic(per_token, 1.0, 2).unwrap();
+        let mut x = [127.0, 0.6, 1.27, 0.006];
+        q.apply(&mut x);
+        assert_eq!(x[..2], [127.0, 1.0]);
+        assert!((x[2] - 1.27).abs() < 1e-6 && (x[3] - 0.01).abs() < 1e-6, "{x:?}");
+
+        let mxfp4 = Scheme { dynamic: true, ..Scheme::MXFP4 };
+        let q = InputQuantizer::dynamic(mxfp4, 1.0, 64).unwrap();
+        let mut x = [[0.6f32; 32], [60.0; 32]].concat();
+        q.apply(&mut x);
+        // 0.6 is 4.8 steps of 1/8, 60 a maximum of mantissa 1.875: 3.75 steps of 16.
+        assert_eq!((x[0], x[32]), (0.5, 64.0));
+    }
+
+    #[test]
+    fn what_cannot_be_computed_is_refused() {
+        let dynamic = |scheme| Scheme { dynamic: true, ..scheme };
+        for (scheme, channels) in [
+            (Scheme::NVFP4, 32),
+            (dynamic(Scheme::NVFP4), 24),
+            (dynamic(Scheme::new(Element::INT8, Granularity::Tensor)), 32),
+            (dynamic(Scheme::new(Element::INT8, Granularity::Group(8))), 32),
+        ] {
+            assert!(InputQuantizer::dynamic(scheme, 1.0, channels).is_err(), "{scheme}");
+        }
     }
 }

@@ -49,9 +49,9 @@ pub(crate) struct Grid {
 impl Grid {
     pub(crate) fn of(element: Element) -> Self {
         // 2^emin and M; an integer is a float of 7 mantissa bits that never leaves its subnormal range.
-        let (emin, mantissa, integer) = match element {
-            Element::Float { mantissa, .. } => (1 - element.canonical_bias(), u32::from(mantissa), false),
-            Element::Int { .. } => (7, 7, true),
+        let (emin, mantissa, integer) = match element.fields() {
+            Some((_, mantissa)) => (1 - element.canonical_bias(), u32::from(mantissa), false),
+            None => (7, 7, true),
         };
         let min_exponent = ((emin + 127) as u32) << 23;
         Self {
@@ -83,7 +83,7 @@ impl Grid {
 
     /// The code of [`round`](Self::round).
     #[inline(always)]
-    fn code<const INTEGER: bool>(self, u: f32) -> u8 {
+    pub(crate) fn code<const INTEGER: bool>(self, u: f32) -> u8 {
         let a = u.abs();
         let a = if a < self.max { a } else { self.max };
         let exponent = (a.to_bits() & EXPONENT).max(self.min_exponent);
@@ -559,6 +559,20 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn fp8_never_makes_a_nan() {
+        let x: Vec<f32> =
+            (0..4000).map(|i| (i as f32 - 2000.0) * 0.3).chain([448.0, 464.0, 465.0, 1e30]).collect();
+        let mut codes = vec![0; x.len()];
+        encode(Element::E4M3Fn, 1.0, &x, &mut codes);
+        assert!(codes.iter().all(|c| c & 0x7f != 0x7f));
+        let (mut values, mut plain) = (vec![0.0; x.len()], vec![0.0; x.len()]);
+        decode(Element::E4M3Fn, 1.0, &codes, &mut values);
+        assert_eq!(values, quantized(Element::E4M3Fn, 1.0, &x));
+        reference::fake_quantize(Element::E4M3Fn, 1.0, &x, &mut plain);
+        assert_eq!(values, plain);
     }
 
     #[test]

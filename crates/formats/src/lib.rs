@@ -2,6 +2,7 @@
 //!
 //! - [`Element`] is the number type of one code: `ExMy` minifloats without Inf or NaN, and symmetric integers.
 //! - [`Scheme`] adds granularity and scale format; [`QuantizedMatrix`] holds a matrix stored by a scheme.
+//! - [`block`](mod@block) chooses the scales of NVFP4 and MXFP4 blocks.
 //! - [`kernel`] has the fast loops, [`reference`](mod@reference) their plain `f64` twins, [`pack`](mod@pack)
 //!   the bit streams.
 //!
@@ -12,6 +13,7 @@
 //! [`kernel::encode`] followed by [`kernel::decode`] therefore gives the bits of [`kernel::fake_quantize`].
 //! An exponent bias `b` (LLM-FP4, arXiv 2310.16836) is the scale `2^(b0 − b)`, see [`Element::scale_of_bias`].
 
+pub mod block;
 mod element;
 mod error;
 mod input;
@@ -20,6 +22,7 @@ pub mod pack;
 pub mod reference;
 mod scheme;
 
+pub use block::{BlockQuantizer, ScaleRule};
 pub use element::Element;
 pub use error::FormatError;
 pub use input::InputQuantizer;

@@ -13,13 +13,13 @@ use crate::Element;
 pub fn nearest(element: Element, u: f32) -> f64 {
     let max = f64::from(element.max_value());
     let u = f64::from(u).clamp(-max, max);
-    let step = match element {
-        Element::Float { mantissa, .. } => {
+    let step = match element.fields() {
+        Some((_, mantissa)) => {
             let bias = element.canonical_bias();
             let p = (floor_log2(u.abs()) + bias).max(1);
             f64::from(p - i32::from(mantissa) - bias).exp2()
         }
-        Element::Int { .. } => 1.0,
+        None => 1.0,
     };
     // Adding +0 turns −0 into +0: there is one zero.
     (u / step).round_ties_even() * step + 0.0
@@ -34,9 +34,9 @@ fn floor_log2(a: f64) -> i32 {
 pub fn value(element: Element, code: u8) -> f64 {
     let code = i32::from(code) & ((1 << element.bits()) - 1);
     let half = 1 << (element.bits() - 1);
-    match element {
-        Element::Int { .. } => f64::from(if code < half { code } else { code - 2 * half }),
-        Element::Float { mantissa, .. } => {
+    match element.fields() {
+        None => f64::from(if code < half { code } else { code - 2 * half }),
+        Some((_, mantissa)) => {
             let (m, e) = (code & ((1 << mantissa) - 1), (code & (half - 1)) >> mantissa);
             let fraction = f64::from(m) / f64::from(1 << mantissa);
             let bias = element.canonical_bias();

@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::kernel::{self, Grid};
 use crate::pack::{pack, packed_len, unpack};
-use crate::{Element, FormatError};
+use crate::{Element, FormatError, block};
 
 /// How many values share a scale. Written `tensor`, `channel`, `group16`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -52,13 +52,18 @@ pub struct Scheme {
 }
 
 impl Scheme {
+    /// NVIDIA's 4-bit format: E2M1 in blocks of 16 with an E4M3 scale, and an `f32` scale of the tensor.
+    pub const NVFP4: Self = Self::new(Element::E2M1, Granularity::Group(16)).with_scale(ScaleFormat::E4M3);
+    /// OCP's 4-bit microscaling format: E2M1 in blocks of 32 with a power-of-two scale.
+    pub const MXFP4: Self = Self::new(Element::E2M1, Granularity::Group(32)).with_scale(ScaleFormat::E8M0);
+
     /// A static scheme with `f32` scales and without shifts.
-    pub fn new(element: Element, granularity: Granularity) -> Self {
+    pub const fn new(element: Element, granularity: Granularity) -> Self {
         Self { element, granularity, scale: ScaleFormat::F32, dynamic: false, shifts: false }
     }
 
     /// The same scheme with another scale format.
-    pub fn with_scale(self, scale: ScaleFormat) -> Self {
+    pub const fn with_scale(self, scale: ScaleFormat) -> Self {
         Self { scale, ..self }
     }
 
@@ -103,7 +108,8 @@ impl Scheme {
     /// largest value, rounded as the scale format asks. Returns them with the tensor scale (1 but for E4M3).
     ///
     /// F32 takes the quotient; E8M0 the OCP rule `2^(floor(log2 max) − floor(log2 max_value))`; E4M3 the tensor scale
-    /// `max / (448 · max_value)` and the block quotient over it, rounded to nearest even and never to 0.
+    /// `max / (448 · max_value)` (see [`block::tensor_scale`]) and the block quotient over it, rounded to nearest even and
+    /// never to 0.
     ///
     /// # Errors
     /// [`FormatError::Shape`] or [`FormatError::Length`] for shapes, naming `tensor`; [`FormatError::NonFinite`].
@@ -129,14 +135,14 @@ impl Scheme {
         if self.scale == ScaleFormat::E4M3 {
             let max = kernel::max_abs(&maxima);
             if max > 0.0 {
-                tensor_scale = (max / (E4M3_MAX * element.max_value())).max(SMALLEST_TENSOR_SCALE);
+                tensor_scale = block::tensor_scale(max / element.max_value() * Element::E2M1.max_value());
             }
         }
         let scales = maxima.iter().map(|&max| match self.scale {
             ScaleFormat::F32 => element.scale_from_max(max),
             _ if max == 0.0 => 1.0,
             ScaleFormat::E8M0 => floor_power_of_two(max) / floor_power_of_two(element.max_value()),
-            ScaleFormat::E4M3 => max / element.max_value() / tensor_scale,
+            ScaleFormat::E4M3 => 1.0 / tensor_scale * (max / element.max_value()),
         });
         Ok((scales.map(|scale| self.scale.round(scale)).collect(), tensor_scale))
     }
@@ -146,8 +152,6 @@ impl Scheme {
 const E4M3_MAX: f32 = 448.0;
 /// The smallest, 2^−9.
 const E4M3_MIN: f32 = 1.0 / 512.0;
-/// So that its product with the smallest E4M3 is still a normal number: 2^−117.
-const SMALLEST_TENSOR_SCALE: f32 = f32::MIN_POSITIVE / E4M3_MIN;
 
 /// `2^floor(log2 x)` of a positive number; subnormals count as 2^−126.
 fn floor_power_of_two(x: f32) -> f32 {
@@ -530,6 +534,11 @@ impl QuantizedMatrix {
             rows.saturating_mul(packed_len(scheme.element.bits(), cols)),
         )?;
         check_scales(name, scheme.scale, &scales, scheme.scale_count(rows, cols))?;
+        if scheme.element == Element::E4M3Fn
+            && let Some(index) = codes.iter().position(|code| code & 0x7f == 0x7f)
+        {
+            return Err(FormatError::NonFinite { tensor: name.to_owned(), index, value: f32::NAN });
+        }
         let unused = scheme.scale != ScaleFormat::E4M3 && tensor_scale != 1.0;
         let mut products = scales.iter().map(|scale| scale * tensor_scale);
         if unused || !products.all(|product| product.is_normal() && product > 0.0) {

@@ -2,8 +2,9 @@
 
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use halfbyte_export::Target;
 use halfbyte_model::SHAPES;
-use halfbyte_quantize::{Calibration, Search};
+use halfbyte_quantize::{Calibration, Scales, Search};
 use std::path::PathBuf;
 
 const OVERVIEW: &str = "\
@@ -44,6 +45,7 @@ pub(crate) enum Command {
     Quantize(QuantizeArgs),
     Eval(EvalArgs),
     Compare(CompareArgs),
+    Export(ExportArgs),
     Inspect(InspectArgs),
     Report(ReportArgs),
     Recipes(RecipesArgs),
@@ -83,6 +85,9 @@ pub(crate) struct PlanArgs {
     pub(crate) model: PathBuf,
     #[command(flatten)]
     pub(crate) recipe: RecipeArgs,
+    /// Targets of `halfbyte export` that the result is meant for, separated by commas: what they cannot hold is refused.
+    #[arg(long, value_delimiter = ',', value_name = "TARGETS")]
+    pub(crate) to: Vec<Target>,
     #[command(flatten)]
     pub(crate) calibration: CalibrationArgs,
     #[command(flatten)]
@@ -95,6 +100,7 @@ const QUANTIZE: &str = "\
 Examples:
   halfbyte quantize models/SmolLM2 --recipe fpq-w4a4 --calibration text.txt --out SmolLM2-fp4
   halfbyte quantize models/SmolLM2 --recipe fpq-w4a4 --calibration text.txt --out SmolLM2-fp4 --keep lm_head
+  halfbyte quantize models/SmolLM2 --recipe nvfp4-w4a16 --out SmolLM2-nvfp4     # weights alone: no text
   halfbyte recipes fpq-w4a4 > mine.toml     # change it, and then
   halfbyte quantize models/SmolLM2 --recipe mine.toml --calibration text.txt --out SmolLM2-mine
 
@@ -110,9 +116,10 @@ pub(crate) struct QuantizeArgs {
     pub(crate) model: PathBuf,
     #[command(flatten)]
     pub(crate) recipe: RecipeArgs,
-    /// UTF-8 text to calibrate on: a few pages of what the model will read. Only its first windows are used.
+    /// UTF-8 text to calibrate on: a few pages of what the model will read. Only its first windows are used. Recipes whose
+    /// weights alone decide, such as nvfp4-w4a16, need none.
     #[arg(long = "calibration", value_name = "TEXT")]
-    pub(crate) text: PathBuf,
+    pub(crate) text: Option<PathBuf>,
     /// Folder to write; it must not exist yet, unless this very run made it.
     #[arg(long)]
     pub(crate) out: PathBuf,
@@ -244,6 +251,32 @@ pub(crate) struct MeasureArgs {
     /// Keep no finished rows, and use none of an earlier run.
     #[arg(long, conflicts_with = "cache")]
     pub(crate) no_cache: bool,
+}
+
+const EXPORT: &str = "\
+Examples:
+  halfbyte quantize models/SmolLM2 --recipe nvfp4-w4a16 --out SmolLM2-nvfp4
+  halfbyte export SmolLM2-nvfp4 --out SmolLM2-vllm --to vllm-nvfp4
+  halfbyte export SmolLM2-nvfp4 --out exports --to vllm-nvfp4,modelopt,gguf-nvfp4     # a subfolder each
+
+Targets: vllm-nvfp4, vllm-mxfp4, vllm-fp8, vllm-int (compressed-tensors), modelopt, gguf-nvfp4, gguf-mxfp4. Every file is \
+read again before the command returns, and every value compared with the source; an output that differs is removed. \
+`eval` runs the vllm and modelopt folders too.";
+
+/// Write a quantized folder in the form that another engine loads, and prove it by reading it back.
+#[derive(Debug, Args)]
+#[command(after_help = EXPORT)]
+pub(crate) struct ExportArgs {
+    /// Folder that `halfbyte quantize` wrote.
+    pub(crate) dir: PathBuf,
+    /// Folder to write; it must not exist yet. With several targets each gets a subfolder of its name.
+    #[arg(long)]
+    pub(crate) out: PathBuf,
+    /// Engines to write for, separated by commas.
+    #[arg(long, value_delimiter = ',', value_name = "TARGETS", required = true)]
+    pub(crate) to: Vec<Target>,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
 }
 
 const INSPECT: &str = "\
@@ -378,6 +411,9 @@ pub(crate) struct RecipeArgs {
     /// text is just what the model will read.
     #[arg(long, value_name = "SHARE", help_heading = RECIPE)]
     pub(crate) coverage: Option<f32>,
+    /// How fixed schemes (nvfp4, mxfp4) choose the scales of weights.
+    #[arg(long, help_heading = RECIPE)]
+    pub(crate) scales: Option<ScalesChoice>,
     /// Rounds of the search, 1 to 100.
     #[arg(long, value_name = "N", help_heading = RECIPE)]
     pub(crate) rounds: Option<usize>,
@@ -473,6 +509,33 @@ impl From<SearchChoice> for Search {
             SearchChoice::Direct => Self::Direct,
             SearchChoice::Gram => Self::Gram,
             SearchChoice::Ranked => Self::Ranked,
+        }
+    }
+}
+
+/// As `Scales`.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum ScalesChoice {
+    /// From the largest magnitude of a block.
+    Absmax,
+    /// MXFP4: absmax, but the next power of two for a maximum whose mantissa is 1.75 or more.
+    RoundUp,
+    /// NVFP4: the better of max / 6 and max / 4.
+    FourOverSix,
+    /// The code of least squared error.
+    Sweep,
+    /// The code of least error weighted by the mean squares of the inputs; needs a calibration text.
+    Weighted,
+}
+
+impl From<ScalesChoice> for Scales {
+    fn from(choice: ScalesChoice) -> Self {
+        match choice {
+            ScalesChoice::Absmax => Self::Absmax,
+            ScalesChoice::RoundUp => Self::RoundUp,
+            ScalesChoice::FourOverSix => Self::FourOverSix,
+            ScalesChoice::Sweep => Self::Sweep,
+            ScalesChoice::Weighted => Self::Weighted,
         }
     }
 }

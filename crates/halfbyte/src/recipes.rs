@@ -34,6 +34,9 @@ pub(crate) fn chosen(args: &RecipeArgs, architecture: &Architecture) -> anyhow::
     if let Some(coverage) = args.coverage {
         recipe.coverage = coverage;
     }
+    if let Some(scales) = args.scales {
+        recipe.scales = scales.into();
+    }
     if let Some(rounds) = args.rounds {
         recipe.rounds = rounds;
     }

@@ -8,8 +8,8 @@ use std::fs;
 use std::path::Path;
 use util::*;
 
-const COMMANDS: [&str; 9] =
-    ["demo", "plan", "quantize", "eval", "compare", "inspect", "report", "recipes", "synth"];
+const COMMANDS: [&str; 10] =
+    ["demo", "plan", "quantize", "eval", "compare", "export", "inspect", "report", "recipes", "synth"];
 
 #[test]
 fn every_help_has_examples_and_explains_every_option() {
@@ -189,7 +189,7 @@ fn quantize_eval_and_inspect_fit_together() {
 fn a_printed_recipe_can_be_given_back() {
     let scratch = Scratch::new();
     let list = run(["recipes", "--json"]).json();
-    assert_eq!(list["recipes"].as_array().unwrap().len(), 25);
+    assert_eq!(list["recipes"].as_array().unwrap().len(), 34);
     let toml = run(["recipes", "fpq-w4a8"]).text();
     let file = scratch.write("mine.toml", toml.replace("rounds = 1", "rounds = 2"));
     let value = run(["recipes", file.to_str().unwrap(), "--json"]).json();

@@ -4,7 +4,7 @@ use crate::architectures::{Architecture, NormSpec, Site, describe};
 use crate::block::{Block, Norms, normed};
 use crate::linear::{Linear, Weight};
 use crate::{ModelError, Tokenizer};
-use halfbyte_checkpoint::{Checkpoint, Manifest};
+use halfbyte_checkpoint::{Checkpoint, Manifest, StoredLayer};
 use halfbyte_tensor::Matrix;
 use std::path::Path;
 
@@ -65,11 +65,12 @@ impl Model {
     }
 
     fn check_weight(&self, name: &str, rows: usize, cols: usize) -> Result<(), ModelError> {
-        match self.manifest.as_ref().and_then(|m| m.layers.get(name)) {
-            Some(layer) => layer.check(&self.checkpoint, name, rows, cols)?,
-            None => {
-                self.checkpoint.require(&format!("{name}.weight"), &[rows, cols])?;
-            }
+        let quantized = match &self.manifest {
+            Some(manifest) => manifest.check(&self.checkpoint, name, rows, cols)?,
+            None => false,
+        };
+        if !quantized {
+            self.checkpoint.require(&format!("{name}.weight"), &[rows, cols])?;
         }
         Ok(())
     }
@@ -83,9 +84,8 @@ impl Model {
     fn linear(&self, site: &Site) -> Result<Linear, ModelError> {
         let bias_name = format!("{}.bias", site.name);
         let bias = site.bias.then(|| self.checkpoint.read_f32(&bias_name, &[site.outputs])).transpose()?;
-        let (weight, input) = match self.manifest.as_ref().and_then(|m| m.layers.get(&site.name)) {
-            Some(layer) => {
-                let stored = layer.read(&self.checkpoint, &site.name, site.outputs, site.inputs)?;
+        let (weight, input) = match self.stored_layer(&site.name, site.outputs, site.inputs)? {
+            Some(stored) => {
                 let weight = match stored.weight {
                     Some(codes) => Weight::Quantized(codes),
                     None => self.stored(&format!("{}.weight", site.name), site.outputs, site.inputs)?,
@@ -95,6 +95,22 @@ impl Model {
             None => (self.stored(&format!("{}.weight", site.name), site.outputs, site.inputs)?, None),
         };
         Ok(Linear { site: site.clone(), weight, bias, input })
+    }
+
+    /// Codes and quantizer of layer `name`, a `[rows, cols]` weight; `None` if it is not quantized.
+    ///
+    /// # Errors
+    /// When its tensors cannot be read or hold what their scheme cannot have.
+    pub fn stored_layer(
+        &self,
+        name: &str,
+        rows: usize,
+        cols: usize,
+    ) -> Result<Option<StoredLayer>, ModelError> {
+        match &self.manifest {
+            Some(manifest) => Ok(manifest.read(&self.checkpoint, name, rows, cols)?),
+            None => Ok(None),
+        }
     }
 
     fn stored(&self, tensor: &str, rows: usize, cols: usize) -> Result<Weight, ModelError> {
@@ -112,10 +128,7 @@ impl Model {
     pub fn embedding(&self) -> Result<Embedding, ModelError> {
         let a = &self.architecture;
         let name = a.embedding.trim_end_matches(".weight");
-        let codes = match self.manifest.as_ref().and_then(|m| m.layers.get(name)) {
-            Some(layer) => layer.read(&self.checkpoint, name, a.vocabulary, a.hidden)?.weight,
-            None => None,
-        };
+        let codes = self.stored_layer(name, a.vocabulary, a.hidden)?.and_then(|layer| layer.weight);
         let table = match codes {
             Some(codes) => Weight::Quantized(codes),
             None => self.stored(&a.embedding, a.vocabulary, a.hidden)?,

@@ -53,10 +53,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let seconds = start.elapsed().as_secs_f64();
 
     let (w, a) = (result.weight.ok_or("no weight")?, result.input.ok_or("no input")?);
-    let format = |e: Element| match e {
-        Element::Float { exponent, mantissa } => [exponent, mantissa],
-        Element::Int { bits } => [0, bits],
-    };
+    let format =
+        |e: Element| e.fields().map_or([0, e.bits() as u8], |(exponent, mantissa)| [exponent, mantissa]);
     let biases: Vec<f32> = w.scales.iter().map(|&s| w.scheme.element.bias_of_scale(s)).collect();
     println!(
         "{}",

@@ -19,7 +19,7 @@ pub fn quantize_embedding(
 ) -> Result<QuantizedMatrix, QuantizeError> {
     let elements = recipe.elements(recipe.embedding_bits);
     let factors = match recipe.method {
-        Method::MinmaxInt | Method::MinmaxFp => Vec::new(),
+        Method::MinmaxInt | Method::MinmaxFp | Method::Scheme => Vec::new(),
         Method::Fpq => recipe.weight_grid.factors(),
     };
     let search_row = |element: Element, r: usize| {

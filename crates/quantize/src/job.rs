@@ -1,17 +1,16 @@
 //! A whole run: from a checkpoint to the output folder.
 
 use crate::clock::{Phase, timed};
-use crate::journal::{Journal, RunId, make_dir};
+use crate::journal::{Journal, RunId};
+use crate::output::Output;
 use crate::profile::{Profile, weight_histogram};
 use crate::recipe::{Calibration, Recipe};
-use crate::report::{LayerReport, ModelReport, Report};
+use crate::report::{LayerReport, Report};
 use crate::store::{Place, Store};
 use crate::stream::{QuantizedSite, embed, quantize_block, quantize_sites};
 use crate::tap::{TapInputs, mix};
-use crate::{QuantizeError, quantize_embedding};
-use halfbyte_checkpoint::{
-    CheckpointWriter, LayerScheme, Manifest, SHARD_BYTES, StoredLayer, TensorSpec, copy_atomic, write_atomic,
-};
+use crate::{QuantizeError, quantize_embedding, weights_only};
+use halfbyte_checkpoint::{LayerScheme, StoredLayer, TensorSpec};
 use halfbyte_formats::kernel;
 use halfbyte_model::{Architecture, Embedding, Model, Weight};
 use halfbyte_tensor::sum_of_squares;
@@ -25,7 +24,7 @@ pub struct Job<'a> {
     pub model: &'a Model,
     /// How.
     pub recipe: &'a Recipe,
-    /// Calibration tokens, a sequence a window.
+    /// Calibration tokens, a sequence a window; none where the recipe needs no text.
     pub windows: &'a [Vec<u32>],
     /// The output folder; it must not exist, unless this very run made it.
     pub out: &'a Path,
@@ -107,6 +106,10 @@ pub fn quantize(job: &Job, progress: &mut dyn Progress) -> Result<Outcome, Quant
     if let Some(report) = finished_output(job.out, &id)? {
         let _ = fs::remove_dir_all(&partial);
         return Ok(Outcome { report, was_finished: true });
+    }
+    if !job.recipe.needs_calibration() {
+        let report = weights_only::run(job, &id, &partial, progress)?;
+        return Ok(Outcome { report, was_finished: false });
     }
     let journal = Journal::open(partial, &id)?;
     Run { job, journal, place: place(job) }.run(&id, progress)
@@ -297,9 +300,7 @@ impl Run<'_> {
 
     /// Puts all parts together in a folder of its own and renames that to the output folder.
     fn assemble(&self, id: &RunId) -> Result<Report, QuantizeError> {
-        let model = self.job.model;
-        let source = &model.checkpoint;
-        let parts = (0..model.architecture.blocks.len() + 2)
+        let parts = (0..self.job.model.architecture.blocks.len() + 2)
             .map(|p| self.journal.read_block(p))
             .collect::<Result<Vec<_>, _>>()?;
         let mut layers = Vec::new();
@@ -315,109 +316,17 @@ impl Run<'_> {
             }
         }
 
-        // Everything that is not replaced by codes is copied as it is. A tied output layer that no longer shares the
-        // embedding's storage gets a tensor of its own.
-        let a = &model.architecture;
-        let coded = |tensor: &str| {
-            tensor.strip_suffix(".weight").and_then(|n| schemes.get(n)).is_some_and(|s| s.weight.is_some())
-        };
-        let embedding_coded = coded(&a.embedding);
-        let head_weight = format!("{}.weight", a.head.name);
-        let mut copies: Vec<(String, String)> = source
-            .names()
-            .filter(|n| !coded(n) && (!a.tied || *n != head_weight))
-            .map(|n| (n.to_string(), n.to_string()))
-            .collect();
-        let untied = a.tied && (embedding_coded || schemes.contains_key(&a.head.name));
-        if untied && !coded(&head_weight) {
-            copies.push((head_weight, a.embedding.clone()));
-        }
-        let mut specs: Vec<TensorSpec> = parts
-            .iter()
-            .flat_map(|p| p.tensors())
-            .map(|t| TensorSpec::new(t.name.clone(), t.dtype, t.shape.clone()))
-            .collect();
-        for (name, from) in &copies {
-            let info = source.file_of(from)?.find(from)?;
-            specs.push(TensorSpec::new(name.clone(), info.dtype, info.shape.clone()));
-        }
-        let output_bytes = specs.iter().filter_map(|s| s.dtype.byte_len(&s.shape)).sum();
-        let report =
-            Report::new(ModelReport::new(model), self.job.recipe, self.job.windows, output_bytes, layers);
-        let recipe =
-            serde_json::to_value(self.job.recipe).map_err(|e| QuantizeError::Output(e.to_string()))?;
-        let manifest = Manifest::new(recipe, schemes);
-
-        let output = self.journal.dir().join("output");
-        if output.exists() {
-            fs::remove_dir_all(&output)
-                .map_err(|e| QuantizeError::Output(format!("cannot clear {}: {e}", output.display())))?;
-        }
-        make_dir(&output)?;
-        let metadata = BTreeMap::from([
-            ("format".to_string(), "halfbyte".to_string()),
-            ("halfbyte.layers".to_string(), json(&manifest.layers)?),
-        ]);
-        let mut writer = CheckpointWriter::create(&output, &specs, &metadata, SHARD_BYTES)?;
+        let tensors = parts.iter().flat_map(|p| p.tensors());
+        let specs = tensors.map(|t| TensorSpec::new(t.name.clone(), t.dtype, t.shape.clone())).collect();
+        let mut output = Output::begin(self.job, self.journal.dir(), schemes, specs)?;
         for part in &parts {
             for tensor in part.tensors() {
-                writer.copy(&tensor.name, part, &tensor.name)?;
+                output.writer.copy(&tensor.name, part, &tensor.name)?;
             }
         }
-        for (name, from) in &copies {
-            writer.copy(name, source.file_of(from)?, from)?;
-        }
-        writer.finish()?;
-
-        let mut config = source.config().clone();
-        if let Some(config) = config.as_object_mut() {
-            config.insert("quantization_config".into(), serde_json::to_value(&manifest).unwrap_or_default());
-            if untied {
-                config.insert("tie_word_embeddings".into(), false.into());
-            }
-        }
-        write_atomic(&output.join("config.json"), json(&config)?.as_bytes())?;
-        for name in COMPANIONS {
-            let from = source.dir().join(name);
-            if from.is_file() {
-                copy_atomic(&from, &output.join(name))?;
-            }
-        }
-        let written = report.to_json().map_err(|e| QuantizeError::Output(e.to_string()))?;
-        write_atomic(&output.join("report.json"), written.as_bytes())?;
-        for (name, contents) in self.job.pages.map(|pages| pages(&report)).unwrap_or_default() {
-            write_atomic(&output.join(name), contents.as_bytes())?;
-        }
-        write_atomic(&output.join("run.json"), json(id)?.as_bytes())?;
-
-        fs::rename(&output, self.job.out).map_err(|e| {
-            QuantizeError::Output(format!(
-                "cannot rename {} to {}: {e}",
-                output.display(),
-                self.job.out.display()
-            ))
-        })?;
-        let _ = fs::remove_dir_all(self.journal.dir());
-        Ok(report)
+        output.finish(id, layers)
     }
 }
-
-fn json(value: &impl serde::Serialize) -> Result<String, QuantizeError> {
-    serde_json::to_string_pretty(value).map_err(|e| QuantizeError::Output(e.to_string()))
-}
-
-/// Files that go with a model, copied where present.
-const COMPANIONS: [&str; 9] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "generation_config.json",
-    "chat_template.jinja",
-];
 
 /// Hidden states that are no numbers would make every later choice meaningless.
 fn check_finite(hidden: &Store, block: usize) -> Result<(), QuantizeError> {

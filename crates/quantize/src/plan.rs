@@ -3,11 +3,13 @@
 //! Sizes are exact, since every format of equal bits is stored alike. Memory is a model of the code's largest buffers, and
 //! time a count of its operations at a speed measured on this machine; their constants are in [`cost`].
 
+use crate::QuantizeError;
 use crate::job::activation_bytes;
+use crate::methods::block_scale::is_block;
 use crate::recipe::{First, Method, Recipe, Search};
 use crate::search::{ShiftRule, steps_per_channel};
-use halfbyte_checkpoint::CheckpointError;
-use halfbyte_formats::{Element, kernel, pack};
+use halfbyte_checkpoint::{CheckpointError, LayerScheme};
+use halfbyte_formats::{Element, Scheme, kernel, pack};
 use halfbyte_model::{Architecture, BlockSpec, Model, Site};
 use halfbyte_tensor::{Matrix, Rows, product};
 use std::time::Instant;
@@ -36,6 +38,10 @@ mod cost {
     pub(super) const FORWARD_COPIES: u64 = 4;
     /// Copies of the embedding table in f32 while it is quantized: values, decoded codes.
     pub(super) const EMBEDDING_COPIES: u64 = 2;
+    /// Copies of a layer in f32 where its scales are no blocks': values and their decoded codes.
+    pub(super) const WEIGHT_COPIES: u64 = 2;
+    /// Roundings of a weight in a run without calibration: reading, codes tried, encoding.
+    pub(super) const CODES_TRIED: f64 = 16.0;
     /// Windows of activations in memory when they are kept in files.
     pub(super) const SPILL_WINDOWS: u64 = 2;
     /// Share of the measured speed of a large product that the products of a run reach.
@@ -112,6 +118,15 @@ impl PlannedSite {
             activation_bits,
             bytes: bytes as u64,
         }
+    }
+
+    /// A layer whose scheme is known before the run.
+    fn of_scheme(site: &Site, scheme: LayerScheme) -> Self {
+        let bits = |s: Option<Scheme>| s.map_or(16, |s| s.element.bits());
+        let shape = [site.outputs, site.inputs];
+        let tensors = scheme.tensors(&site.name, site.outputs, site.inputs);
+        let bytes = tensors.iter().filter_map(|t| t.dtype.byte_len(&t.shape)).sum();
+        Self { bytes, ..Self::new(&site.name, shape, bits(scheme.weight), bits(scheme.input), false) }
     }
 
     /// Weights.
@@ -197,15 +212,18 @@ impl Work {
 /// Works out what [`crate::quantize`] would do.
 ///
 /// # Errors
-/// When a tensor that is to be copied cannot be found.
-pub fn plan(model: &Model, recipe: &Recipe, options: PlanOptions) -> Result<Plan, CheckpointError> {
+/// When a tensor that is to be copied cannot be found, or a layer's shape does not fit the recipe's scheme.
+pub fn plan(model: &Model, recipe: &Recipe, options: PlanOptions) -> Result<Plan, QuantizeError> {
     let a = &model.architecture;
+    check_shapes(model, recipe)?;
     let shifts = recipe.method == Method::Fpq && recipe.shifts != ShiftRule::None;
     let planned = |site: &Site| {
         let untouched = recipe.weight_bits == 16 && recipe.activation_bits == 16;
         let shape = [site.outputs, site.inputs];
-        (!recipe.keeps(&site.name) && !untouched)
-            .then(|| PlannedSite::new(&site.name, shape, recipe.weight_bits, recipe.activation_bits, shifts))
+        (!recipe.keeps(&site.name) && !untouched).then(|| match recipe.layer_scheme() {
+            Some(scheme) => PlannedSite::of_scheme(site, scheme),
+            None => PlannedSite::new(&site.name, shape, recipe.weight_bits, recipe.activation_bits, shifts),
+        })
     };
     let linears = a.blocks.iter().flat_map(|b| &b.taps).flat_map(|t| &t.sites).chain([&a.head]);
     let sites: Vec<PlannedSite> = linears.filter_map(planned).collect();
@@ -223,13 +241,26 @@ pub fn plan(model: &Model, recipe: &Recipe, options: PlanOptions) -> Result<Plan
     let spilled = if shape.spills() { shape.activation_bytes() } else { 0 };
     Ok(Plan {
         output_bytes: coded_bytes + copied_bytes(model, &sites, embedding.is_some())?,
-        working_bytes: coded_bytes + states + spilled,
+        working_bytes: if recipe.needs_calibration() { coded_bytes + states + spilled } else { 0 },
         bits_per_weight: bits as f64 / elements.max(1) as f64,
         memory: shape.memory(embedding.is_some())?,
         work: shape.work(embedding.is_some()),
         sites,
         embedding,
     })
+}
+
+/// Checks that blocks divide every layer that is to be quantized.
+fn check_shapes(model: &Model, recipe: &Recipe) -> Result<(), QuantizeError> {
+    let Some(layer) = recipe.layer_scheme() else { return Ok(()) };
+    let a = &model.architecture;
+    let linears = a.blocks.iter().flat_map(|b| &b.taps).flat_map(|t| &t.sites).chain([&a.head]);
+    for site in linears.filter(|s| !recipe.keeps(&s.name)) {
+        for scheme in [layer.weight, layer.input].into_iter().flatten() {
+            scheme.check_shape(&format!("{}.weight", site.name), site.outputs, site.inputs)?;
+        }
+    }
+    Ok(())
 }
 
 /// Bytes of the tensors that the output takes over as they are; the choice is that of the job's last step.
@@ -305,6 +336,9 @@ impl Shape<'_> {
     /// The largest of all moments.
     fn memory(&self, embedding: bool) -> Result<Memory, CheckpointError> {
         let a = self.architecture();
+        if !self.recipe.needs_calibration() {
+            return self.weights_only_memory();
+        }
         let mut moments = vec![self.embedding_memory(embedding)?];
         for (b, block) in a.blocks.iter().enumerate() {
             for tap in 0..block.taps.len() {
@@ -321,6 +355,37 @@ impl Shape<'_> {
         }
         let largest = moments.into_iter().reduce(|a, b| if b.peak_bytes() > a.peak_bytes() { b } else { a });
         Ok(largest.unwrap_or(Memory { moment: String::new(), terms: Vec::new() }))
+    }
+
+    /// Without calibration: the stored weights of one tap, and one layer's codes or values.
+    fn weights_only_memory(&self) -> Result<Memory, CheckpointError> {
+        let a = self.architecture();
+        let copies = match self.recipe.weight_scheme {
+            Some(scheme) if is_block(scheme) => 0,
+            _ => cost::WEIGHT_COPIES,
+        };
+        let taps = a.blocks.iter().flat_map(|b| &b.taps).map(|t| t.sites.as_slice());
+        let mut largest = Memory { moment: "the start".into(), terms: vec![("process", cost::PROCESS)] };
+        for sites in taps.chain([std::slice::from_ref(&a.head)]) {
+            let (mut stored, mut values) = (0, 0);
+            for site in sites.iter().filter(|s| !self.recipe.keeps(&s.name)) {
+                let table = a.embedding.trim_end_matches(".weight");
+                let tied = a.tied && site.name == a.head.name;
+                stored += self.stored_weight(if tied { table } else { &site.name })?;
+                values = values.max((site.outputs * site.inputs) as u64);
+            }
+            let terms = vec![
+                ("process", cost::PROCESS),
+                ("stored weights", stored),
+                ("weights in f32", copies * 4 * values),
+                ("codes", values * u64::from(self.recipe.weight_bits) / 8),
+            ];
+            let memory = Memory { moment: sites[0].name.clone(), terms };
+            if memory.peak_bytes() > largest.peak_bytes() {
+                largest = memory;
+            }
+        }
+        Ok(largest)
     }
 
     fn embedding_memory(&self, coded: bool) -> Result<Memory, CheckpointError> {
@@ -414,6 +479,12 @@ impl Shape<'_> {
     fn work(&self, embedding: bool) -> Work {
         let a = self.architecture();
         let mut work = Work::default();
+        if !self.recipe.needs_calibration() {
+            let rounded = a.blocks.iter().flat_map(|b| &b.taps).flat_map(|t| &t.sites);
+            let values = rounded.map(|s| (s.outputs * s.inputs) as f64).sum::<f64>();
+            work.roundings = values * cost::CODES_TRIED;
+            return work;
+        }
         for tap in a.blocks.iter().flat_map(|b| &b.taps) {
             let forward = tap.sites.iter().map(|s| s.outputs * s.inputs).sum::<usize>() as f64;
             work.multiply_adds += forward * self.tokens() as f64;

@@ -2,8 +2,11 @@
 
 use crate::QuantizeError;
 use crate::search::{Exactness, Grid, GridKind, ShiftRule};
-use halfbyte_formats::Element;
-use serde::{Deserialize, Serialize};
+use halfbyte_checkpoint::LayerScheme;
+use halfbyte_formats::{
+    BlockQuantizer, Element, Granularity, InputQuantizer, ScaleFormat, ScaleRule, Scheme,
+};
+use serde::{Deserialize, Serialize, Serializer};
 
 /// The method that chooses formats and scales.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -15,6 +18,44 @@ pub enum Method {
     MinmaxFp,
     /// The joint search of format, exponent bias and clipping.
     Fpq,
+    /// Schemes that the recipe names, such as NVFP4's: only scales are chosen.
+    Scheme,
+}
+
+/// How `method = "scheme"` chooses the scales of weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Scales {
+    /// From the largest magnitude.
+    Absmax,
+    /// MXFP4: the next power of two for a maximum whose mantissa is 1.75 or more.
+    RoundUp,
+    /// NVFP4: the better of `max / 6` and `max / 4`.
+    FourOverSix,
+    /// NVFP4, MXFP4: the code of least squared error.
+    Sweep,
+    /// NVFP4, MXFP4: the code of least error weighted by the mean squares of the inputs, which a calibration text gives.
+    Weighted,
+}
+
+impl Scales {
+    /// The rule of the kernels.
+    pub fn rule(self) -> ScaleRule {
+        match self {
+            Self::Absmax => ScaleRule::Absmax,
+            Self::RoundUp => ScaleRule::RoundUp,
+            Self::FourOverSix => ScaleRule::FourOverSix,
+            Self::Sweep | Self::Weighted => ScaleRule::Sweep,
+        }
+    }
+}
+
+/// Writes a scheme as text, which keeps a recipe file flat.
+fn as_text<S: Serializer>(scheme: &Option<Scheme>, serializer: S) -> Result<S::Ok, S::Error> {
+    match scheme {
+        Some(scheme) => serializer.collect_str(scheme),
+        None => serializer.serialize_none(),
+    }
 }
 
 /// The inputs that layers are calibrated on.
@@ -63,6 +104,14 @@ pub struct Recipe {
     pub activation_bits: u32,
     /// Bits of the embedding table: 4, 6, 8, or 16 for none.
     pub embedding_bits: u32,
+    /// How weights are stored, for `method = "scheme"`; nothing if they are left alone.
+    #[serde(serialize_with = "as_text", skip_serializing_if = "Option::is_none")]
+    pub weight_scheme: Option<Scheme>,
+    /// How inputs are quantized, for `method = "scheme"`; nothing if they are left alone.
+    #[serde(serialize_with = "as_text", skip_serializing_if = "Option::is_none")]
+    pub input_scheme: Option<Scheme>,
+    /// How the scales of weights are chosen, for `method = "scheme"`.
+    pub scales: Scales,
     /// Layers left in full precision: `lm_head`, `embedding`, or parts of names such as `down_proj` or `layers.0.`.
     pub keep: Vec<String>,
     /// Which inputs layers are calibrated on.
@@ -112,6 +161,9 @@ impl Default for Recipe {
             weight_bits: 4,
             activation_bits: 4,
             embedding_bits: 4,
+            weight_scheme: None,
+            input_scheme: None,
+            scales: Scales::Absmax,
             keep: Vec::new(),
             calibration: Calibration::Sequential,
             coverage: 0.25,
@@ -140,10 +192,117 @@ const METHODS: [&str; 5] = ["minmax-int", "minmax-fp", "fpq-baseline", "fpq", "f
 const BITS: [(&str, u32, u32); 5] =
     [("w4a4", 4, 4), ("w6a6", 6, 6), ("w8a8", 8, 8), ("w4a8", 4, 8), ("w4a16", 4, 16)];
 
+/// Recipes of fixed schemes: name, scheme of weights, scheme of inputs.
+const SCHEMES: [(&str, &str, &str); 9] = [
+    ("nvfp4-w4a16", "e2m1/group16/e4m3", ""),
+    ("nvfp4-w4a4", "e2m1/group16/e4m3", "e2m1/group16/e4m3/dynamic"),
+    ("mxfp4-w4a16", "e2m1/group32/e8m0", ""),
+    ("mxfp4-w4a4", "e2m1/group32/e8m0", "e2m1/group32/e8m0/dynamic"),
+    ("fp8-w8a16", "e4m3fn/channel", ""),
+    ("fp8-w8a8", "e4m3fn/channel", "e4m3fn/channel/dynamic"),
+    ("int4-g32-w4a16", "int4/group32", ""),
+    ("int8-w8a16", "int8/channel", ""),
+    ("int8-w8a8", "int8/channel", "int8/channel/dynamic"),
+];
+
 impl Recipe {
     /// All built-in names.
     pub fn names() -> Vec<String> {
-        METHODS.iter().flat_map(|m| BITS.iter().map(move |(b, ..)| format!("{m}-{b}"))).collect()
+        let searched = METHODS.iter().flat_map(|m| BITS.iter().map(move |(b, ..)| format!("{m}-{b}")));
+        searched.chain(SCHEMES.iter().map(|s| s.0.to_owned())).collect()
+    }
+
+    /// A recipe of fixed schemes. The embedding and the output layer stay as they are, which is what engines expect.
+    fn of_schemes(name: &str, weight: &str, input: &str) -> Option<Self> {
+        let weight: Scheme = weight.parse().ok()?;
+        let input: Option<Scheme> = input.parse().ok();
+        Some(Self {
+            name: name.into(),
+            method: Method::Scheme,
+            weight_bits: weight.element.bits(),
+            activation_bits: input.map_or(16, |s| s.element.bits()),
+            embedding_bits: 16,
+            weight_scheme: Some(weight),
+            input_scheme: input,
+            scales: if weight.scale == ScaleFormat::F32 { Scales::Absmax } else { Scales::Sweep },
+            keep: vec!["lm_head".into()],
+            calibration: Calibration::FullPrecision,
+            shifts: ShiftRule::None,
+            correct: false,
+            feedback: false,
+            ..Self::default()
+        })
+    }
+
+    /// Whether the run has to see a calibration text: not where weights alone decide.
+    pub fn needs_calibration(&self) -> bool {
+        self.method != Method::Scheme
+            || self.scales == Scales::Weighted
+            || self.input_scheme.is_some_and(InputQuantizer::has_scale)
+    }
+
+    /// How linear layers are stored, where the recipe alone says so.
+    pub fn layer_scheme(&self) -> Option<LayerScheme> {
+        (self.method == Method::Scheme)
+            .then_some(LayerScheme { weight: self.weight_scheme, input: self.input_scheme })
+    }
+
+    fn check_schemes(&self) -> Result<(), QuantizeError> {
+        let wrong =
+            |field: &str, message: String| Err(QuantizeError::Recipe { field: field.into(), message });
+        let Some(weight) = self.weight_scheme else {
+            return wrong(
+                "weight_scheme",
+                "is missing; method = \"scheme\" needs one, such as e2m1/group16/e4m3".into(),
+            );
+        };
+        if self.weight_bits != weight.element.bits() {
+            return wrong(
+                "weight_bits",
+                format!("{} are not those of weight_scheme {weight}", self.weight_bits),
+            );
+        }
+        if self.activation_bits != self.input_scheme.map_or(16, |s| s.element.bits()) {
+            let scheme = self.input_scheme.map_or("(none: 16)".into(), |s| s.to_string());
+            return wrong(
+                "activation_bits",
+                format!("{} are not those of input_scheme {scheme}", self.activation_bits),
+            );
+        }
+        if self.embedding_bits != 16 {
+            return wrong(
+                "embedding_bits",
+                "must be 16 for method = \"scheme\"; engines keep the embedding".into(),
+            );
+        }
+        if weight.dynamic || weight.shifts {
+            return wrong("weight_scheme", format!("{weight} is for inputs"));
+        }
+        if weight.scale != ScaleFormat::F32 {
+            BlockQuantizer::new(weight, 1.0, self.scales.rule())
+                .map_err(|e| QuantizeError::Recipe { field: "scales".into(), message: e.to_string() })?;
+        } else if self.scales != Scales::Absmax {
+            return wrong(
+                "scales",
+                format!(
+                    "must be \"absmax\" for {weight}: other rules choose among the codes of E4M3 or E8M0 scales"
+                ),
+            );
+        }
+        if let Some(input) = self.input_scheme {
+            // 32 channels are whole blocks of any kind.
+            let computed = match input.dynamic {
+                true => InputQuantizer::dynamic(input, 1.0, 32).map(|_| ()).map_err(|e| e.to_string()),
+                false if input == Scheme::new(input.element, Granularity::Tensor) => Ok(()),
+                false => Err(format!(
+                    "{input} cannot be computed; static inputs have one f32 scale, as e4m3fn/tensor"
+                )),
+            };
+            if let Err(message) = computed {
+                return wrong("input_scheme", message);
+            }
+        }
+        Ok(())
     }
 
     /// The built-in recipe of this name; `fpq-published` alone means its W4A4.
@@ -151,6 +310,13 @@ impl Recipe {
     /// # Errors
     /// [`QuantizeError::UnknownRecipe`] with the list of names.
     pub fn named(name: &str) -> Result<Self, QuantizeError> {
+        if let Some(recipe) = SCHEMES
+            .iter()
+            .find(|s| s.0 == name)
+            .and_then(|(name, weight, input)| Self::of_schemes(name, weight, input))
+        {
+            return Ok(recipe);
+        }
         let unknown = || QuantizeError::UnknownRecipe { name: name.into(), known: Self::names().join(", ") };
         let full = if METHODS.contains(&name) { format!("{name}-w4a4") } else { name.to_string() };
         let (method, bits) = full.rsplit_once('-').ok_or_else(unknown)?;
@@ -215,6 +381,13 @@ impl Recipe {
                 return wrong(field, format!("{bits} is none of 4, 6, 8 and 16"));
             }
         }
+        match self.method {
+            Method::Scheme => self.check_schemes()?,
+            _ if self.weight_scheme.is_some() || self.input_scheme.is_some() => {
+                return wrong("weight_scheme", "and input_scheme go with method = \"scheme\"".into());
+            }
+            _ => {}
+        }
         if self.rounds == 0 || self.rounds > 100 {
             return wrong("rounds", format!("{} is not between 1 and 100", self.rounds));
         }
@@ -263,6 +436,7 @@ impl Recipe {
             (Method::MinmaxInt, _) => vec![Element::Int { bits: bits as u8 }],
             (Method::MinmaxFp, _) => vec![Element::Float { exponent: 2, mantissa: bits as u8 - 3 }],
             (Method::Fpq, _) => Element::searched(bits),
+            (Method::Scheme, _) => self.weight_scheme.map(|s| s.element).into_iter().collect(),
         }
     }
 }

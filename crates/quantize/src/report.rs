@@ -3,7 +3,7 @@
 use crate::profile::code_counts;
 use crate::recipe::Recipe;
 use crate::stream::QuantizedSite;
-use halfbyte_formats::Scheme;
+use halfbyte_formats::{Granularity, Scheme};
 use halfbyte_model::Model;
 use serde::{Deserialize, Serialize};
 use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
@@ -69,7 +69,8 @@ pub struct LayerReport {
     /// Largest magnitude of every input channel over the calibration tokens, to 4 digits; empty for the embedding.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub channel_max: Vec<f32>,
-    /// Mean squared output error over a sample of calibration tokens; for the embedding that of its values.
+    /// Mean squared output error over a sample of calibration tokens; for the embedding, and where there was no calibration
+    /// text, that of the values.
     pub error: f64,
     /// Mean square of the full-precision output over the same.
     pub signal: f64,
@@ -82,14 +83,28 @@ pub struct LayerReport {
 pub struct WeightReport {
     /// How it is stored.
     pub scheme: Scheme,
-    /// Exponent bias of every row (for integers `−log2` of the scale).
+    /// Exponent bias of every row (for integers `−log2` of the scale); for groups the smallest and the largest.
     pub biases: Vec<f32>,
-    /// How often each code was stored, by code.
+    /// How often each code was stored, by code; empty where nobody counted (runs without calibration text).
     #[serde(default)]
     pub codes: Vec<u64>,
     /// The weight before, against its grid: see [`weight_histogram`](crate::weight_histogram).
     #[serde(default)]
     pub histogram: Vec<u64>,
+}
+
+impl WeightReport {
+    /// The report of a weight with these scales, tensor scale included, without counts.
+    pub fn new(scheme: Scheme, scales: impl Iterator<Item = f32>) -> Self {
+        let biases: Vec<f32> = match scheme.granularity {
+            Granularity::Group(_) => {
+                let (low, high) = scales.fold((f32::INFINITY, 0.0f32), |(l, h), s| (l.min(s), h.max(s)));
+                [high, low].map(|s| scheme.element.bias_of_scale(s)).to_vec()
+            }
+            _ => scales.map(|s| scheme.element.bias_of_scale(s)).collect(),
+        };
+        Self { scheme, biases, codes: Vec::new(), histogram: Vec::new() }
+    }
 }
 
 /// The searched parameters of an input.
@@ -106,14 +121,14 @@ pub struct InputReport {
 impl LayerReport {
     /// The report of one layer with a weight of this shape.
     pub fn new(site: &QuantizedSite, shape: [usize; 2]) -> Self {
-        let bits =
-            site.stored.tensors(&site.name).iter().map(|(_, bytes)| 8 * bytes.len() as u64).sum::<u64>();
+        let tensors = site.stored.scheme().tensors(&site.name, shape[0], shape[1]);
+        let bits: u64 =
+            tensors.iter().filter_map(|t| t.dtype.byte_len(&t.shape)).map(|bytes| 8 * bytes).sum();
         let left_alone = if site.stored.weight.is_none() { 16 * (shape[0] * shape[1]) as u64 } else { 0 };
         let weight = site.stored.weight.as_ref().map(|w| WeightReport {
-            scheme: w.scheme,
-            biases: w.scales.iter().map(|&s| w.scheme.element.bias_of_scale(s)).collect(),
             codes: code_counts(w),
             histogram: site.profile.weight_histogram.clone(),
+            ..WeightReport::new(w.scheme, w.scales.iter().map(|&s| s * w.tensor_scale))
         });
         let input = site.stored.input.as_ref().map(|q| InputReport {
             scheme: q.scheme(),

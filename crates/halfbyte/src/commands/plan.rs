@@ -5,6 +5,8 @@ use crate::fail::Failure;
 use crate::output::{self, Table, bytes, thousands};
 use crate::{recipes, system};
 use anyhow::Context;
+use halfbyte_checkpoint::LayerScheme;
+use halfbyte_formats::{Element, Granularity, Scheme};
 use halfbyte_model::Model;
 use halfbyte_quantize::{Plan, PlanOptions, PlannedSite, Recipe, Speed};
 use serde_json::{Map, Value, json};
@@ -21,6 +23,16 @@ pub(crate) fn run(args: &PlanArgs, every_layer: bool) -> anyhow::Result<()> {
     let windows = text_windows + recipe.coverage_windows(text_windows);
     let window = calibration_window(&args.calibration, &model)?;
     let (plan, options) = planned(&model, &recipe, &args.calibration, windows, window)?;
+    for target in &args.to {
+        let scheme = |name: &str| {
+            let planned = plan.embedding.iter().chain(&plan.sites).any(|s| s.name == name);
+            // Searched formats are no target's; any scheme that none has stands for them.
+            let searched =
+                LayerScheme { weight: Some(Scheme::new(Element::E2M1, Granularity::Channel)), input: None };
+            planned.then(|| recipe.layer_scheme().unwrap_or(searched))
+        };
+        halfbyte_export::check(&model.architecture, &scheme, *target)?;
+    }
     let seconds = plan.work.seconds(Speed::measure());
     if args.output.json {
         return output::print_json(&json(&plan, &recipe.name, seconds, every_layer));

@@ -10,7 +10,8 @@ use crate::{recipes, system};
 use anyhow::Context;
 use halfbyte_checkpoint::require_space;
 use halfbyte_evaluate::read_text;
-use halfbyte_quantize::{Job, Plan, calibration_windows, partial_dir, phase_seconds};
+use halfbyte_model::Model;
+use halfbyte_quantize::{Job, Plan, Recipe, calibration_windows, partial_dir, phase_seconds};
 use serde_json::{Map, Value, json};
 use std::fmt::Write;
 use std::fs::{self, File, TryLockError};
@@ -25,22 +26,19 @@ pub(crate) fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
     let model = open_original(&args.model)?;
     let recipe = recipes::chosen(&args.recipe, &model.architecture)?;
     let window = calibration_window(&args.calibration, &model)?;
-    let text = read_text(&args.text).context("--calibration")?;
-    let tokens = model.tokenizer()?.encode(&text)?;
-    drop(text);
     let wanted = args.calibration.calibration_windows;
-    let windows = calibration_windows(&recipe, &tokens, model.architecture.vocabulary, window, wanted)
-        .with_context(|| args.text.display().to_string())?;
-    info!(tokens = tokens.len(), windows = windows.len(), window, "calibration text tokenised");
-    drop(tokens);
+    let windows = windows(args, &recipe, &model, window)?;
 
     let (plan, options) = planned(&model, &recipe, &args.calibration, windows.len(), window)?;
     let activation_memory = options.activation_memory;
     if !args.output.json {
         let mut text = headline(&plan)?;
-        writeln!(text, "calibration    {} windows of {window} tokens", windows.len())?;
+        match windows.len() {
+            0 => writeln!(text, "calibration    none, weights alone decide")?,
+            n => writeln!(text, "calibration    {n} windows of {window} tokens")?,
+        }
         let drawn = recipe.coverage_windows(wanted);
-        if windows.len() < wanted + drawn {
+        if !windows.is_empty() && windows.len() < wanted + drawn {
             writeln!(
                 text,
                 "               (the text is too short for the {wanted} of --calibration-windows)"
@@ -105,14 +103,34 @@ pub(crate) fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
         bytes(report.output_bytes),
         report.bits_per_weight
     )?;
-    writeln!(
-        text,
-        "output error   {:.3} % of the signal, mean over layers",
-        100.0 * report.mean_relative_error
-    )?;
+    let what = if recipe.needs_calibration() { "output error" } else { "weight error" };
+    writeln!(text, "{what}   {:.3} % of the signal, mean over layers", 100.0 * report.mean_relative_error)?;
     writeln!(text, "report         {}", report_page.display())?;
     writeln!(text, "\nNext: halfbyte eval {} --perplexity TEXT", args.out.display())?;
     output::print(&text)
+}
+
+/// The windows to calibrate on; none where the recipe needs no text.
+fn windows(
+    args: &QuantizeArgs,
+    recipe: &Recipe,
+    model: &Model,
+    window: usize,
+) -> anyhow::Result<Vec<Vec<u32>>> {
+    if !recipe.needs_calibration() {
+        return Ok(Vec::new());
+    }
+    let path = args.text.as_ref().ok_or_else(|| {
+        Failure::new(format!("the recipe {} needs a text to calibrate on", recipe.name))
+            .hint("give --calibration TEXT: a few pages of ordinary UTF-8 text, such as the model will read")
+    })?;
+    let text = read_text(path).context("--calibration")?;
+    let tokens = model.tokenizer()?.encode(&text)?;
+    let wanted = args.calibration.calibration_windows;
+    let windows = calibration_windows(recipe, &tokens, model.architecture.vocabulary, window, wanted)
+        .with_context(|| path.display().to_string())?;
+    info!(tokens = tokens.len(), windows = windows.len(), window, "calibration text tokenised");
+    Ok(windows)
 }
 
 /// Asks for the disk before hours of work are spent on it.

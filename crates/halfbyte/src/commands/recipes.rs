@@ -15,11 +15,16 @@ pub(crate) fn run(args: &RecipesArgs) -> anyhow::Result<()> {
 }
 
 /// What the part of a name before the bits means.
-const METHODS: [(&str, &str); 5] = [
+const METHODS: [(&str, &str); 10] = [
     ("minmax-int", "integers scaled by the largest magnitude"),
     ("minmax-fp", "floats with two exponent bits, scaled by the largest magnitude"),
     ("fpq-baseline", "LLM-FP4's search of format and scale, without pre-shifted exponent biases"),
     ("fpq-published", "LLM-FP4 as published: searched formats and scales, pre-shifted exponent biases"),
+    ("nvfp4", "blocks of 16 with E4M3 scales, shared tensor scales; lm_head and embedding kept"),
+    ("mxfp4", "blocks of 32 with power-of-two scales; lm_head and embedding kept"),
+    ("fp8", "float8_e4m3fn, a scale for each output channel and token; lm_head and embedding kept"),
+    ("int4-g32", "integers in groups of 32; lm_head and embedding kept"),
+    ("int8", "integers, a scale for each output channel and token; lm_head and embedding kept"),
     ("fpq", "the default: LLM-FP4 with everything that we found to improve it at the same bits"),
 ];
 
@@ -51,7 +56,13 @@ fn list(as_json: bool) -> anyhow::Result<()> {
 /// Comments for the fields of a recipe file.
 const FIELDS: &[(&str, &str)] = &[
     ("name", "for reports"),
-    ("method", "minmax-int, minmax-fp or fpq"),
+    ("method", "minmax-int, minmax-fp, fpq or scheme"),
+    (
+        "weight_scheme",
+        "for method = \"scheme\": element/granularity/scale format, as e2m1/group16/e4m3 (NVFP4)",
+    ),
+    ("input_scheme", "the same for inputs, as e2m1/group16/e4m3/dynamic; leave out for 16 bits"),
+    ("scales", "of weights, for method = \"scheme\": absmax, round-up, four-over-six, sweep or weighted"),
     ("weight_bits", "of linear layers: 4, 6, 8, or 16 to leave them alone"),
     ("activation_bits", "of the inputs of linear layers: 4, 6, 8, or 16"),
     ("embedding_bits", "of the embedding table: 4, 6, 8, or 16"),

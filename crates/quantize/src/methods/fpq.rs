@@ -30,6 +30,7 @@ pub(super) fn solve(
         search.input = Some(search.initial_input());
     }
     for _ in 0..recipe.rounds {
+        let before = search.input.clone();
         match recipe.first {
             First::Weight => {
                 search.search_weight()?;
@@ -39,6 +40,10 @@ pub(super) fn solve(
                 timed(Phase::Search, || search.search_input())?;
                 search.search_weight()?;
             }
+        }
+        // Weights are chosen for the input: for the same one, further rounds would find the same again.
+        if search.input == before {
+            break;
         }
     }
     Ok(Solution { input: search.input, codes: search.codes })

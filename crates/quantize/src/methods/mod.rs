@@ -1,5 +1,6 @@
 //! Methods: each chooses codes and scales for the linear layers of one tap, given their weights and inputs.
 
+pub(crate) mod block_scale;
 mod correct;
 mod feedback;
 mod fpq;
@@ -95,6 +96,9 @@ pub fn quantize_tap(
 ) -> Result<Vec<SiteResult>, QuantizeError> {
     let sample = timed(Phase::Statistics, || inputs.sample(recipe.sample_tokens, recipe.seed))?;
     let channel_max = timed(Phase::Statistics, || inputs.channel_max())?;
+    if recipe.method == Method::Scheme {
+        return block_scale::quantize_tap(inputs, &channel_max, &sample, sites, recipe);
+    }
     let size = if recipe.share_input { sites.len() } else { 1 };
     let mut results = Vec::with_capacity(sites.len());
     let mut sites = sites.into_iter().peekable();
@@ -104,7 +108,8 @@ pub fn quantize_tap(
         let group = Group::new(members);
         let solution = match recipe.method {
             Method::MinmaxInt | Method::MinmaxFp => minmax::solve(&channel_max, &group, recipe),
-            Method::Fpq => fpq::solve(inputs, &channel_max, &sample, &group, recipe)?,
+            // Fixed schemes have had their turn.
+            Method::Fpq | Method::Scheme => fpq::solve(inputs, &channel_max, &sample, &group, recipe)?,
         };
         finish(&described, &group, solution, &sample, &channel_max, &mut results)?;
     }

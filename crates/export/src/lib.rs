@@ -1,0 +1,72 @@
+//! A quantized folder in the files of other engines, each proven by reading it back.
+//!
+//! [`check`] says from the schemes alone what a [`Target`] cannot hold; [`export`] writes, reads every file again and
+//! compares all values with those of the source before the output gets its name.
+
+mod error;
+mod gguf;
+mod safetensors;
+mod target;
+mod tokenizer;
+
+pub use error::ExportError;
+pub use target::{Plan, Target, check};
+
+use halfbyte_model::Model;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Told how the work goes on; may stop it.
+pub type OnLayer<'a> = &'a mut dyn FnMut(usize, usize) -> bool;
+
+/// What was written.
+#[derive(Clone, Debug)]
+pub struct Exported {
+    /// For which engine.
+    pub target: Target,
+    /// The folder.
+    pub dir: PathBuf,
+    /// Bytes of its files.
+    pub bytes: u64,
+    /// Quantized layers, all of them compared.
+    pub layers: usize,
+}
+
+/// Writes `model`, a halfbyte folder, for `target` into the new folder `dir`, and compares what was written.
+///
+/// The folder takes shape as `dir` with `.partial` added, and is renamed once every value has been found the same; else it
+/// is removed.
+///
+/// # Errors
+/// What the target cannot hold, an existing `dir`, what cannot be read or written, or a value that differs.
+pub fn export(model: &Model, target: Target, dir: &Path, on_layer: OnLayer) -> Result<Exported, ExportError> {
+    let plan = target::plan_of(model, target)?;
+    if dir.exists() {
+        return Err(ExportError::Exists(dir.into()));
+    }
+    let name = dir.file_name().ok_or_else(|| ExportError::NoName(dir.into()))?;
+    let mut partial_name = name.to_os_string();
+    partial_name.push(".partial");
+    let partial = dir.with_file_name(partial_name);
+    let io = |action: &'static str, path: &Path| {
+        let path = path.to_path_buf();
+        move |cause| ExportError::Io { action, path, cause }
+    };
+    if partial.exists() {
+        fs::remove_dir_all(&partial).map_err(io("clear", &partial))?;
+    }
+    fs::create_dir_all(&partial).map_err(io("make", &partial))?;
+    let written = match target.is_gguf() {
+        true => gguf::write(model, target, &plan, &partial, name, on_layer),
+        false => safetensors::write(model, target, &plan, &partial, on_layer),
+    };
+    let done = written.and_then(|()| fs::rename(&partial, dir).map_err(io("rename", &partial)));
+    if let Err(error) = done {
+        // What is not proven does not stay.
+        let _ = fs::remove_dir_all(&partial);
+        return Err(error);
+    }
+    let entries = fs::read_dir(dir).map_err(io("list", dir))?;
+    let bytes = entries.flatten().filter_map(|e| e.metadata().ok()).map(|m| m.len()).sum();
+    Ok(Exported { target, dir: dir.into(), bytes, layers: plan.layers.len() })
+}

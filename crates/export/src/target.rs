@@ -1,0 +1,195 @@
+//! The engines that we write for, and what each can hold.
+
+use crate::ExportError;
+use halfbyte_checkpoint::gguf::GgufType;
+use halfbyte_checkpoint::{LayerScheme, Layout};
+use halfbyte_formats::Scheme;
+use halfbyte_model::{Architecture, Model, Site};
+use std::fmt;
+use std::str::FromStr;
+
+/// A form that another engine loads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// compressed-tensors `nvfp4-pack-quantized`.
+    VllmNvfp4,
+    /// compressed-tensors `mxfp4-pack-quantized`.
+    VllmMxfp4,
+    /// compressed-tensors `float-quantized`: FP8.
+    VllmFp8,
+    /// compressed-tensors `pack-quantized` and `int-quantized`.
+    VllmInt,
+    /// NVIDIA ModelOpt's NVFP4.
+    ModelOpt,
+    /// llama.cpp, linear layers in NVFP4.
+    GgufNvfp4,
+    /// llama.cpp, linear layers in MXFP4.
+    GgufMxfp4,
+}
+
+impl Target {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::VllmNvfp4,
+        Self::VllmMxfp4,
+        Self::VllmFp8,
+        Self::VllmInt,
+        Self::ModelOpt,
+        Self::GgufNvfp4,
+        Self::GgufMxfp4,
+    ];
+
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::VllmNvfp4 => "vllm-nvfp4",
+            Self::VllmMxfp4 => "vllm-mxfp4",
+            Self::VllmFp8 => "vllm-fp8",
+            Self::VllmInt => "vllm-int",
+            Self::ModelOpt => "modelopt",
+            Self::GgufNvfp4 => "gguf-nvfp4",
+            Self::GgufMxfp4 => "gguf-mxfp4",
+        }
+    }
+
+    /// Whether it is one GGUF file rather than a folder of safetensors.
+    pub fn is_gguf(self) -> bool {
+        matches!(self, Self::GgufNvfp4 | Self::GgufMxfp4)
+    }
+
+    pub(crate) fn layout(self) -> Layout {
+        if self == Self::ModelOpt { Layout::ModelOpt } else { Layout::CompressedTensors }
+    }
+
+    /// Whether weights of this scheme are what the target is for, and which recipes make them.
+    fn takes(self, weight: Scheme) -> (bool, &'static str) {
+        let element = weight.element;
+        match self {
+            Self::VllmNvfp4 | Self::ModelOpt | Self::GgufNvfp4 => {
+                (weight == Scheme::NVFP4, "nvfp4-w4a16 or nvfp4-w4a4")
+            }
+            Self::VllmMxfp4 | Self::GgufMxfp4 => (weight == Scheme::MXFP4, "mxfp4-w4a16 or mxfp4-w4a4"),
+            Self::VllmFp8 => (element.to_string() == "e4m3fn", "fp8-w8a8 or fp8-w8a16"),
+            Self::VllmInt => (element.fields().is_none(), "int4-g32-w4a16, int8-w8a16 or int8-w8a8"),
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for Target {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::ALL.into_iter().find(|t| t.name() == text).ok_or_else(|| {
+            let names: Vec<&str> = Self::ALL.iter().map(|t| t.name()).collect();
+            format!("no target {text:?}; there are {}", names.join(", "))
+        })
+    }
+}
+
+/// Which layers are quantized, all in one way, and which stay as they are.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The scheme of all quantized layers.
+    pub scheme: LayerScheme,
+    /// The quantized layers.
+    pub layers: Vec<Site>,
+    /// Names of the linear layers that stay, the output layer among them.
+    pub ignore: Vec<String>,
+}
+
+/// Checks that `target` can hold a model of this architecture whose linear layers have the schemes that `scheme_of` says
+/// by name (`None`: left alone).
+///
+/// # Errors
+/// [`ExportError::Cannot`], saying what would do.
+pub fn check(
+    architecture: &Architecture,
+    scheme_of: &dyn Fn(&str) -> Option<LayerScheme>,
+    target: Target,
+) -> Result<Plan, ExportError> {
+    let cannot = |message: String| Err(ExportError::Cannot { target, message });
+    let embedding = architecture.embedding.trim_end_matches(".weight");
+    for (name, keep) in [(embedding, "embedding"), (&architecture.head.name, "lm_head")] {
+        if scheme_of(name).is_some() {
+            return cannot(format!(
+                "{name} is quantized; quantize with --keep lm_head and --embedding-bits 16 (leave out {keep})"
+            ));
+        }
+    }
+    let mut plan: Option<Plan> = None;
+    let mut ignore = vec![architecture.head.name.clone()];
+    for tap in architecture.blocks.iter().flat_map(|b| &b.taps) {
+        let quantized = tap.sites.iter().filter(|s| scheme_of(&s.name).is_some()).count();
+        if quantized != 0 && quantized != tap.sites.len() {
+            let names: Vec<&str> = tap.sites.iter().map(Site::kind).collect();
+            return cannot(format!(
+                "{} of the block of {} are quantized in part; engines fuse them, so keep all or none",
+                names.join("/"),
+                tap.sites[0].name
+            ));
+        }
+        for site in &tap.sites {
+            let Some(scheme) = scheme_of(&site.name) else {
+                ignore.push(site.name.clone());
+                continue;
+            };
+            if let Err(message) = check_layer(target, site, &scheme) {
+                return cannot(format!("layer {} [{}, {}]: {message}", site.name, site.outputs, site.inputs));
+            }
+            match &mut plan {
+                None => plan = Some(Plan { scheme, layers: vec![site.clone()], ignore: Vec::new() }),
+                Some(plan) if plan.scheme == scheme => plan.layers.push(site.clone()),
+                Some(plan) => {
+                    let other = &plan.layers[0].name;
+                    return cannot(format!("{} and {other} have different schemes", site.name));
+                }
+            }
+        }
+    }
+    if target.is_gguf()
+        && let Err(message) = crate::gguf::check(architecture)
+    {
+        return cannot(message);
+    }
+    match plan {
+        Some(plan) => Ok(Plan { ignore, ..plan }),
+        None => cannot("no linear layer is quantized".into()),
+    }
+}
+
+fn check_layer(target: Target, site: &Site, scheme: &LayerScheme) -> Result<(), String> {
+    let weight = scheme.weight.ok_or("only its input is quantized")?;
+    let (fits, recipes) = target.takes(weight);
+    if !fits {
+        return Err(format!("its weight is stored as {weight}; quantize with {recipes}"));
+    }
+    if target.is_gguf() {
+        let block = if target == Target::GgufNvfp4 { GgufType::Nvfp4 } else { GgufType::Mxfp4 }.block();
+        if !site.inputs.is_multiple_of(block) {
+            return Err(format!(
+                "its {} inputs are not a multiple of {block}, the values of a block",
+                site.inputs
+            ));
+        }
+        let expected = Scheme { dynamic: true, ..weight };
+        return match scheme.input {
+            Some(input) if input != expected => Err(format!("its inputs are quantized as {input}")),
+            _ => Ok(()),
+        };
+    }
+    target.layout().tensors(scheme, &site.name, site.outputs, site.inputs).map(|_| ())
+}
+
+/// The plan for a folder.
+pub(crate) fn plan_of(model: &Model, target: Target) -> Result<Plan, ExportError> {
+    let dir = || model.checkpoint.dir().to_path_buf();
+    let manifest = model.manifest.as_ref().filter(|m| m.layout == Layout::Halfbyte);
+    let manifest = manifest.ok_or_else(|| ExportError::NotQuantized(dir()))?;
+    check(&model.architecture, &|name| manifest.layers.get(name).copied(), target)
+}

@@ -1,0 +1,197 @@
+//! Fixed schemes from the checkpoint to other engines' files and back.
+#![allow(clippy::unwrap_used)]
+
+mod util;
+
+use serde_json::{Value, json};
+use std::fs;
+use std::path::Path;
+use util::*;
+
+/// The embedded model with an MLP of 128 channels, so that blocks divide all of its layers: rows and columns of the MLP
+/// are dropped. It still is a network, if a worse one.
+fn narrowed() -> Scratch {
+    let scratch = Scratch::new();
+    let (header, data) = read_safetensors(&scratch.weights());
+    let mut tensors = serde_json::Map::new();
+    let mut bytes = Vec::new();
+    for (name, info) in header.as_object().unwrap() {
+        if name == "__metadata__" {
+            continue;
+        }
+        let (from, to) = offsets(&header, name);
+        let mut kept = data[from..to].to_vec();
+        let mut shape = info["shape"].clone();
+        let row = 4 * 172;
+        if name.contains("gate_proj") || name.contains("up_proj") {
+            kept.truncate(128 * 64 * 4);
+            shape = json!([128, 64]);
+        } else if name.contains("down_proj") {
+            kept = kept.chunks(row).flat_map(|r| r[..4 * 128].to_vec()).collect();
+            shape = json!([64, 128]);
+        }
+        let start = bytes.len();
+        bytes.extend(kept);
+        let place = json!([start, bytes.len()]);
+        tensors
+            .insert(name.clone(), json!({ "dtype": info["dtype"], "shape": shape, "data_offsets": place }));
+    }
+    fs::write(scratch.weights(), safetensors_bytes(&tensors.into(), &bytes)).unwrap();
+    scratch.edit_config(|config| config["intermediate_size"] = json!(128));
+    scratch
+}
+
+fn perplexity(dir: &Path) -> f64 {
+    let mut command = halfbyte();
+    command.arg("eval").arg(dir).arg("--perplexity").arg(text()).args([
+        "--window",
+        "64",
+        "--windows",
+        "2",
+        "--json",
+    ]);
+    finish(&mut command).json()["perplexity"]["value"].as_f64().unwrap()
+}
+
+#[test]
+fn an_exported_folder_evaluates_to_the_same_perplexity() {
+    let scratch = narrowed();
+    let full = perplexity(&scratch.model());
+    for (recipe, targets) in [
+        ("nvfp4-w4a16", "vllm-nvfp4,modelopt,gguf-nvfp4"),
+        ("nvfp4-w4a4", "vllm-nvfp4,modelopt,gguf-nvfp4"),
+        ("mxfp4-w4a4", "vllm-mxfp4,gguf-mxfp4"),
+        ("fp8-w8a8", "vllm-fp8"),
+        ("int4-g32-w4a16", "vllm-int"),
+        ("int8-w8a8", "vllm-int"),
+    ] {
+        let (folder, exports) = (scratch.path(recipe), scratch.path(&format!("{recipe}-exports")));
+        let mut command = halfbyte();
+        command
+            .arg("quantize")
+            .arg(scratch.model())
+            .args(["--recipe", recipe, "--json"])
+            .arg("--out")
+            .arg(&folder);
+        if recipe == "nvfp4-w4a4" {
+            // Its inputs have a static tensor scale.
+            finish(&mut command).refused(&["nvfp4-w4a4", "text to calibrate on"]);
+            command.arg("--calibration").arg(text()).args(["--calibration-windows", "2"]);
+        }
+        finish(&mut command).json();
+        let ours = perplexity(&folder);
+        assert!(ours != full && ours < 10.0 * full, "{recipe}: {ours} and {full}");
+
+        let mut command = halfbyte();
+        command.arg("export").arg(&folder).args(["--to", targets, "--json"]).arg("--out").arg(&exports);
+        let value = finish(&mut command).json();
+        for (target, export) in targets.split(',').zip(value["exports"].as_array().unwrap()) {
+            assert_eq!((&export["target"], &export["proven"]), (&target.into(), &true.into()));
+            let dir = Path::new(export["dir"].as_str().unwrap());
+            if target.starts_with("gguf") {
+                assert_eq!(contents(dir).len(), 1);
+            } else {
+                assert_eq!(perplexity(dir), ours, "{recipe} as {target}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_damaged_export_is_refused_when_read() {
+    let scratch = narrowed();
+    let (folder, out) = (scratch.path("q"), scratch.path("vllm"));
+    let mut command = halfbyte();
+    command.arg("quantize").arg(scratch.model()).args(["--recipe", "nvfp4-w4a16"]).arg("--out").arg(&folder);
+    finish(&mut command).text();
+    finish(halfbyte().arg("export").arg(&folder).args(["--to", "vllm-nvfp4"]).arg("--out").arg(&out)).text();
+    let weights = out.join("model.safetensors");
+    let name = "model.layers.1.mlp.up_proj.weight_scale";
+    let (header, mut data) = read_safetensors(&weights);
+    // 0x7F is E4M3's NaN.
+    data[offsets(&header, name).0] = 0x7f;
+    fs::write(&weights, safetensors_bytes(&header, &data)).unwrap();
+    let mut command = halfbyte();
+    command.arg("eval").arg(&out).arg("--perplexity").arg(text()).args(["--window", "64", "--windows", "1"]);
+    finish(&mut command).refused(&[name, "0x7f"]);
+}
+
+#[test]
+fn what_a_target_cannot_hold_is_refused_before_any_work() {
+    let scratch = Scratch::new();
+    // 172 columns are no whole blocks, already for the recipe.
+    let plan = |recipe: &str, to: &str| {
+        let mut command = halfbyte();
+        command.arg("plan").arg(scratch.model()).args(["--recipe", recipe, "--to", to]);
+        finish(&mut command)
+    };
+    plan("nvfp4-w4a16", "vllm-nvfp4").refused(&["down_proj", "172", "16"]);
+    let narrow = narrowed();
+    let plan = |recipe: &str, to: &str, keep: &str| {
+        let mut command = halfbyte();
+        command.arg("plan").arg(narrow.model()).args(["--recipe", recipe, "--to", to, "--keep", keep]);
+        finish(&mut command)
+    };
+    plan("nvfp4-w4a16", "vllm-nvfp4,modelopt,gguf-nvfp4", "lm_head").text();
+    plan("nvfp4-w4a16", "gguf-mxfp4", "lm_head").refused(&["gguf-mxfp4", "e2m1/group16/e4m3", "mxfp4-w4a16"]);
+    plan("nvfp4-w4a16", "vllm-nvfp4", "lm_head,k_proj").refused(&["in part", "q_proj/k_proj/v_proj"]);
+    plan("fpq-w4a4", "vllm-nvfp4", "lm_head,embedding").refused(&["vllm-nvfp4", "nvfp4-w4a16"]);
+    plan("mxfp4-w4a16", "vllm-mxfp4", "embedding").refused(&["lm_head", "--keep"]);
+
+    let export = |dir: &Path, to: &str| {
+        let mut command = halfbyte();
+        command.arg("export").arg(dir).args(["--to", to]).arg("--out").arg(scratch.path("exported"));
+        finish(&mut command)
+    };
+    export(&scratch.model(), "vllm-nvfp4").refused(&["not quantized by halfbyte", "nvfp4-w4a16"]);
+    let fpq = scratch.quantized();
+    export(&fpq, "modelopt").refused(&["modelopt"]);
+    assert_eq!(export(&fpq, "tensorrt").code, Some(2));
+    assert!(!scratch.path("exported").exists());
+    fs::create_dir(scratch.path("exported")).unwrap();
+    export(&fpq, "vllm-nvfp4").refused(&["vllm-nvfp4"]);
+}
+
+#[test]
+fn runs_without_text_give_the_same_bytes_with_any_threads() {
+    let scratch = narrowed();
+    let quantize = |out: &str, threads: &str| {
+        let mut command = halfbyte();
+        command.arg("quantize").arg(scratch.model()).args([
+            "--recipe",
+            "mxfp4-w4a16",
+            "--threads",
+            threads,
+            "--json",
+        ]);
+        let value: Value = finish(command.arg("--out").arg(scratch.path(out))).json();
+        assert_eq!(value["calibration_windows"], 0);
+        contents(&scratch.path(out))
+    };
+    // What an interrupted run left is not in the way.
+    fs::create_dir_all(scratch.path("b.partial/output")).unwrap();
+    fs::write(scratch.path("b.partial/output/model.safetensors"), "half").unwrap();
+    assert_same(&quantize("a", "1"), &quantize("b", "3"), "threads");
+    assert!(!scratch.path("b.partial").exists());
+    let mut again = halfbyte();
+    again.arg("quantize").arg(scratch.model()).args(["--recipe", "mxfp4-w4a16", "--json"]);
+    let value = finish(again.arg("--out").arg(scratch.path("a"))).json();
+    assert_eq!(value["was_finished"], true);
+}
+
+#[test]
+fn the_sweep_is_closer_than_absmax() {
+    let scratch = narrowed();
+    let error = |recipe: &str, scales: &str| {
+        let out = scratch.path(&format!("{recipe}-{scales}"));
+        let mut command = halfbyte();
+        command.arg("quantize").arg(scratch.model()).args(["--recipe", recipe, "--scales", scales, "--json"]);
+        command.arg("--calibration").arg(text()).args(["--calibration-windows", "2"]);
+        finish(command.arg("--out").arg(&out)).json()["mean_relative_error"].as_f64().unwrap()
+    };
+    let nvfp4 = ["absmax", "four-over-six", "sweep"].map(|s| error("nvfp4-w4a16", s));
+    assert!(nvfp4[2] < nvfp4[1] && nvfp4[1] < nvfp4[0], "{nvfp4:?}");
+    let mxfp4 = ["absmax", "sweep"].map(|s| error("mxfp4-w4a16", s));
+    assert!(mxfp4[1] < mxfp4[0], "{mxfp4:?}");
+    assert!(error("nvfp4-w4a16", "weighted") > 0.0);
+}

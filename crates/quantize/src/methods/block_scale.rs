@@ -1,0 +1,214 @@
+//! Fixed schemes: NVFP4, MXFP4, FP8, integers in groups. Elements and granularity are given; the scales are chosen, those
+//! of blocks by the rules of `halfbyte_formats::block`.
+//!
+//! The layers of a tap share NVFP4's tensor scales, that of the weights and that of the input: engines fuse q/k/v and
+//! gate/up into one product.
+
+use super::{SiteResult, SiteWeight, output_error};
+use crate::QuantizeError;
+use crate::profile::{Profile, short, weight_histogram};
+use crate::recipe::{Recipe, Scales};
+use crate::tap::{Sample, TapInputs};
+use halfbyte_checkpoint::RawTensor;
+use halfbyte_formats::block::tensor_scale;
+use halfbyte_formats::{
+    BlockQuantizer, Granularity, InputQuantizer, QuantizedMatrix, ScaleFormat, Scheme, kernel,
+};
+use rayon::prelude::*;
+
+/// Quantizes the layers of one tap.
+pub(super) fn quantize_tap(
+    inputs: &TapInputs,
+    channel_max: &[f32],
+    sample: &Sample,
+    sites: Vec<SiteWeight>,
+    recipe: &Recipe,
+) -> Result<Vec<SiteResult>, QuantizeError> {
+    let input = input_quantizer(channel_max, recipe)?;
+    let energy = if recipe.scales == Scales::Weighted { channel_energy(inputs)? } else { Vec::new() };
+    let largest = sites.iter().map(|s| kernel::max_abs(&s.weight.data)).fold(0.0f32, f32::max);
+    let mut seen = sample.x.clone();
+    if let Some(q) = &input {
+        q.apply(&mut seen.data);
+    }
+    let mut results = Vec::with_capacity(sites.len());
+    for SiteWeight { site, weight } in sites {
+        let quantized = match recipe.weight_scheme {
+            None => None,
+            Some(scheme) => Some(quantize(
+                &site.name,
+                &weight.data,
+                weight.cols,
+                scheme,
+                largest,
+                recipe.scales,
+                &energy,
+            )?),
+        };
+        let values = quantized.as_ref().map(QuantizedMatrix::dequantize);
+        let values = values.as_deref().unwrap_or(&weight.data);
+        let (error, signal) = output_error(sample, &seen, &weight.data, values, weight.cols);
+        let profile = Profile {
+            channel_max: channel_max.iter().map(|&m| short(m)).collect(),
+            weight_histogram: quantized
+                .as_ref()
+                .map(|q| weight_histogram(q, &weight.data))
+                .unwrap_or_default(),
+        };
+        results.push(SiteResult { weight: quantized, input: input.clone(), error, signal, profile });
+    }
+    Ok(results)
+}
+
+fn input_quantizer(channel_max: &[f32], recipe: &Recipe) -> Result<Option<InputQuantizer>, QuantizeError> {
+    let Some(scheme) = recipe.input_scheme else { return Ok(None) };
+    let mut largest = 0.0;
+    if InputQuantizer::has_scale(scheme) {
+        largest = channel_max.iter().copied().fold(0.0f32, f32::max);
+    }
+    Ok(Some(match scheme.dynamic {
+        false => InputQuantizer::new(scheme.element, scheme.element.scale_from_max(largest), Vec::new()),
+        true => {
+            let scale = if scheme.scale == ScaleFormat::E4M3 { tensor_scale(largest) } else { 1.0 };
+            InputQuantizer::dynamic(scheme, scale, channel_max.len())?
+        }
+    }))
+}
+
+/// Sum of the weighted squares of every channel: the diagonal of the Gram matrix.
+fn channel_energy(inputs: &TapInputs) -> Result<Vec<f32>, QuantizeError> {
+    let mut energy = vec![0.0f64; inputs.channels()];
+    for i in 0..inputs.x.windows() {
+        let window = inputs.x.get(i)?;
+        for (r, row) in window.data.chunks_exact(window.cols).enumerate() {
+            let weight = inputs.weights.as_ref().map_or(1.0, |w| f64::from(w[i][r]));
+            energy.iter_mut().zip(row).for_each(|(e, &x)| *e += weight * f64::from(x) * f64::from(x));
+        }
+    }
+    // Only ratios count, and a mean of one keeps them far from the ends of f32.
+    let mean = (energy.iter().sum::<f64>() / energy.len().max(1) as f64).max(f64::MIN_POSITIVE);
+    Ok(energy.into_iter().map(|e| (e / mean) as f32).collect())
+}
+
+/// Quantizes a weight of `cols` columns; `largest` is the largest magnitude of all layers that share the input.
+fn quantize(
+    name: &str,
+    weight: &[f32],
+    cols: usize,
+    scheme: Scheme,
+    largest: f32,
+    scales: Scales,
+    energy: &[f32],
+) -> Result<QuantizedMatrix, QuantizeError> {
+    let rows = weight.len() / cols.max(1);
+    if scheme.scale == ScaleFormat::F32 {
+        return Ok(QuantizedMatrix::quantize_max(name, weight, rows, cols, scheme)?);
+    }
+    scheme.check_shape(name, rows, cols)?;
+    let blocks = Blocks::new(scheme, largest, scales)?;
+    let coded = blocks.encode(Values::F32(weight), cols, energy);
+    let values = coded.scales.iter().map(|&b| scheme.scale.from_byte(b).unwrap_or(0.0)).collect();
+    Ok(QuantizedMatrix::from_parts(name, scheme, rows, cols, coded.codes, values, blocks.tensor_scale)?)
+}
+
+/// Numbers as a checkpoint stores them.
+#[derive(Clone, Copy)]
+pub(crate) enum Values<'a> {
+    F32(&'a [f32]),
+    F16(&'a [half::f16]),
+    BF16(&'a [half::bf16]),
+}
+
+impl<'a> From<&'a RawTensor> for Values<'a> {
+    fn from(tensor: &'a RawTensor) -> Self {
+        match tensor {
+            RawTensor::F32(v) => Self::F32(v),
+            RawTensor::F16(v) => Self::F16(v),
+            RawTensor::BF16(v) => Self::BF16(v),
+        }
+    }
+}
+
+impl Values<'_> {
+    fn len(self) -> usize {
+        match self {
+            Self::F32(v) => v.len(),
+            Self::F16(v) => v.len(),
+            Self::BF16(v) => v.len(),
+        }
+    }
+
+    /// The largest magnitude.
+    pub(crate) fn max_abs(self) -> f32 {
+        let largest = |start: usize| {
+            let mut piece = [0.0; PIECE];
+            let n = PIECE.min(self.len() - start);
+            self.read(start, &mut piece[..n]);
+            kernel::max_abs(&piece[..n])
+        };
+        (0..self.len().div_ceil(PIECE)).into_par_iter().map(|i| largest(i * PIECE)).reduce(|| 0.0, f32::max)
+    }
+
+    fn read(self, from: usize, out: &mut [f32]) {
+        let n = out.len();
+        match self {
+            Self::F32(v) => out.copy_from_slice(&v[from..from + n]),
+            Self::F16(v) => out.iter_mut().zip(&v[from..from + n]).for_each(|(o, v)| *o = v.to_f32()),
+            Self::BF16(v) => out
+                .iter_mut()
+                .zip(&v[from..from + n])
+                .for_each(|(o, v)| *o = f32::from_bits(u32::from(v.to_bits()) << 16)),
+        }
+    }
+}
+
+/// Values converted at a time.
+const PIECE: usize = 4096;
+
+/// Packed codes and scale bytes of a weight.
+pub(crate) struct Coded {
+    pub(crate) codes: Vec<u8>,
+    pub(crate) scales: Vec<u8>,
+    /// Sum of the values' squared errors.
+    pub(crate) error: f64,
+    /// Sum of their squares.
+    pub(crate) signal: f64,
+}
+
+/// A block format with its tensor scale.
+pub(crate) struct Blocks {
+    quantizer: BlockQuantizer,
+    pub(crate) tensor_scale: f32,
+}
+
+impl Blocks {
+    pub(crate) fn new(scheme: Scheme, largest: f32, scales: Scales) -> Result<Self, QuantizeError> {
+        let tensor_scale = if scheme.scale == ScaleFormat::E4M3 { tensor_scale(largest) } else { 1.0 };
+        Ok(Self { quantizer: BlockQuantizer::new(scheme, tensor_scale, scales.rule())?, tensor_scale })
+    }
+
+    /// Codes of rows of `cols` values, which blocks divide. The same on any number of threads.
+    pub(crate) fn encode(&self, values: Values, cols: usize, energy: &[f32]) -> Coded {
+        let n = self.quantizer.size();
+        let mut codes = vec![0; values.len() / 2];
+        let mut scales = vec![0; values.len() / n];
+        // Whole rows, enough of them for a task.
+        let piece = cols * (8 * PIECE / cols.max(1)).max(1);
+        let parts = codes.par_chunks_mut(piece / 2).zip(scales.par_chunks_mut(piece / n)).enumerate();
+        let sums: Vec<(f64, f64)> = parts
+            .map(|(i, (codes, scales))| {
+                let mut x = vec![0.0; 2 * codes.len()];
+                values.read(i * piece, &mut x);
+                let error = self.quantizer.quantize(&x, cols, energy, codes, scales);
+                (error, halfbyte_tensor::sum_of_squares(&x))
+            })
+            .collect();
+        let error = sums.iter().map(|s| s.0).sum();
+        Coded { codes, scales, error, signal: sums.iter().map(|s| s.1).sum() }
+    }
+}
+
+/// Whether a scheme's scales are bytes of blocks.
+pub(crate) fn is_block(scheme: Scheme) -> bool {
+    scheme.scale != ScaleFormat::F32 && matches!(scheme.granularity, Granularity::Group(_))
+}

@@ -1,0 +1,127 @@
+//! The output folder, put together beside its final name and renamed.
+
+use crate::QuantizeError;
+use crate::job::Job;
+use crate::journal::{RunId, make_dir};
+use crate::report::{LayerReport, ModelReport, Report};
+use halfbyte_checkpoint::{
+    COMPANIONS, CheckpointWriter, LayerScheme, Manifest, SHARD_BYTES, TensorSpec, copy_atomic, write_atomic,
+};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// An output folder that is being written.
+pub(crate) struct Output<'a> {
+    job: &'a Job<'a>,
+    /// The working folder; the output takes shape in its subfolder `output`.
+    working: PathBuf,
+    /// Takes the tensors of the quantized layers.
+    pub(crate) writer: CheckpointWriter,
+    /// Tensors that are copied, each with the name of its source.
+    copies: Vec<(String, String)>,
+    untied: bool,
+    manifest: Manifest,
+    bytes: u64,
+}
+
+impl<'a> Output<'a> {
+    /// Begins an output whose quantized layers have these schemes and tensors.
+    ///
+    /// # Errors
+    /// When a tensor of the source is missing or the folder cannot be written.
+    pub(crate) fn begin(
+        job: &'a Job<'a>,
+        working: &Path,
+        schemes: BTreeMap<String, LayerScheme>,
+        mut specs: Vec<TensorSpec>,
+    ) -> Result<Self, QuantizeError> {
+        // Everything that is not replaced by codes is copied as it is. A tied output layer that no longer shares the
+        // embedding's storage gets a tensor of its own.
+        let (a, source) = (&job.model.architecture, &job.model.checkpoint);
+        let coded = |tensor: &str| {
+            tensor.strip_suffix(".weight").and_then(|n| schemes.get(n)).is_some_and(|s| s.weight.is_some())
+        };
+        let embedding_coded = coded(&a.embedding);
+        let head_weight = format!("{}.weight", a.head.name);
+        let mut copies: Vec<(String, String)> = source
+            .names()
+            .filter(|n| !coded(n) && (!a.tied || *n != head_weight))
+            .map(|n| (n.to_string(), n.to_string()))
+            .collect();
+        let untied = a.tied && (embedding_coded || schemes.contains_key(&a.head.name));
+        if untied && !coded(&head_weight) {
+            copies.push((head_weight, a.embedding.clone()));
+        }
+        for (name, from) in &copies {
+            let info = source.file_of(from)?.find(from)?;
+            specs.push(TensorSpec::new(name.clone(), info.dtype, info.shape.clone()));
+        }
+        let bytes = specs.iter().filter_map(|s| s.dtype.byte_len(&s.shape)).sum();
+        let recipe = serde_json::to_value(job.recipe).map_err(|e| QuantizeError::Output(e.to_string()))?;
+        let manifest = Manifest::new(recipe, schemes);
+
+        let output = working.join("output");
+        if output.exists() {
+            fs::remove_dir_all(&output)
+                .map_err(|e| QuantizeError::Output(format!("cannot clear {}: {e}", output.display())))?;
+        }
+        make_dir(&output)?;
+        let metadata = BTreeMap::from([
+            ("format".to_string(), "halfbyte".to_string()),
+            ("halfbyte.layers".to_string(), json(&manifest.layers)?),
+        ]);
+        let writer = CheckpointWriter::create(&output, &specs, &metadata, SHARD_BYTES)?;
+        Ok(Self { job, working: working.into(), writer, copies, untied, manifest, bytes })
+    }
+
+    /// Copies the rest, writes the other files, renames the folder and removes the working folder.
+    ///
+    /// # Errors
+    /// When a tensor has not been written whole, or a file cannot be.
+    pub(crate) fn finish(mut self, id: &RunId, layers: Vec<LayerReport>) -> Result<Report, QuantizeError> {
+        let source = &self.job.model.checkpoint;
+        for (name, from) in &self.copies {
+            self.writer.copy(name, source.file_of(from)?, from)?;
+        }
+        self.writer.finish()?;
+        let model = ModelReport::new(self.job.model);
+        let report = Report::new(model, self.job.recipe, self.job.windows, self.bytes, layers);
+        let output = self.working.join("output");
+        let mut config = source.config().clone();
+        if let Some(config) = config.as_object_mut() {
+            let manifest = serde_json::to_value(&self.manifest).unwrap_or_default();
+            config.insert("quantization_config".into(), manifest);
+            if self.untied {
+                config.insert("tie_word_embeddings".into(), false.into());
+            }
+        }
+        write_atomic(&output.join("config.json"), json(&config)?.as_bytes())?;
+        for name in COMPANIONS {
+            let from = source.dir().join(name);
+            if from.is_file() {
+                copy_atomic(&from, &output.join(name))?;
+            }
+        }
+        let written = report.to_json().map_err(|e| QuantizeError::Output(e.to_string()))?;
+        write_atomic(&output.join("report.json"), written.as_bytes())?;
+        for (name, contents) in self.job.pages.map(|pages| pages(&report)).unwrap_or_default() {
+            write_atomic(&output.join(name), contents.as_bytes())?;
+        }
+        write_atomic(&output.join("run.json"), json(id)?.as_bytes())?;
+
+        fs::rename(&output, self.job.out).map_err(|e| {
+            QuantizeError::Output(format!(
+                "cannot rename {} to {}: {e}",
+                output.display(),
+                self.job.out.display()
+            ))
+        })?;
+        let _ = fs::remove_dir_all(&self.working);
+        Ok(report)
+    }
+}
+
+fn json(value: &impl serde::Serialize) -> Result<String, QuantizeError> {
+    serde_json::to_string_pretty(value).map_err(|e| QuantizeError::Output(e.to_string()))
+}
