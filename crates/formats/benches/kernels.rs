@@ -60,6 +60,14 @@ fn measure(n: usize, repeat: usize) -> Vec<(&'static str, f64)> {
             }
         });
     }
+    let shifts: Vec<u8> = (0..widest).map(|j| (j % 7) as u8).collect();
+    for (name, cols) in [("fake_quantize_shifted 1024", 1024), ("fake_quantize_shifted 4096", widest)] {
+        time(name, &mut || {
+            for (x, out) in black_box(&x).chunks(cols).zip(out.chunks_mut(cols)) {
+                kernel::fake_quantize_shifted(element, scale, &shifts[..cols], x, black_box(out));
+            }
+        });
+    }
     time("squared_error", &mut || {
         black_box(kernel::squared_error(element, scale, black_box(&x)));
     });

@@ -15,8 +15,8 @@ pub struct InputQuantizer {
     scheme: Scheme,
     scale: f32,
     shifts: Vec<u8>,
-    /// Scale of every channel and its reciprocal, both exact multiples of the tensor's by a power of two; empty
-    /// without shifts.
+    /// Scale of every channel and its reciprocal, where the shifts alone do not say them (next to the ends of `f32`'s
+    /// range); otherwise empty.
     columns: (Vec<f32>, Vec<f32>),
     /// Channels of a token, where a scale belongs to one.
     channels: usize,
@@ -34,7 +34,10 @@ impl PartialEq for InputQuantizer {
 impl InputQuantizer {
     /// A static quantizer with `shifts` for each channel, or none at all for one scale everywhere.
     pub fn new(element: Element, scale: f32, shifts: Vec<u8>) -> Self {
-        let columns = shifted_scales(scale, &shifts);
+        let columns = match kernel::can_shift(scale, &shifts) {
+            true => Default::default(),
+            false => shifted_scales(scale, &shifts),
+        };
         let scheme = Scheme { shifts: !shifts.is_empty(), ..Scheme::new(element, Granularity::Tensor) };
         Self { scheme, scale, shifts, columns, channels: 0, blocks: None }
     }
@@ -127,7 +130,12 @@ impl InputQuantizer {
             return;
         }
         for row in x.chunks_exact_mut(self.shifts.len()) {
-            kernel::fake_quantize_columns_in_place(element, &self.columns.0, &self.columns.1, row);
+            match self.columns.0.is_empty() {
+                true => kernel::fake_quantize_shifted_in_place(element, self.scale, &self.shifts, row),
+                false => {
+                    kernel::fake_quantize_columns_in_place(element, &self.columns.0, &self.columns.1, row);
+                }
+            }
         }
     }
 }
@@ -142,6 +150,16 @@ mod tests {
         let mut x = [5.1, 5.1, 5.1, 0.3, 0.3, 0.3];
         q.apply(&mut x);
         assert_eq!(x, [6.0, 3.0, 0.75, 0.5, 0.25, 0.25]);
+    }
+
+    #[test]
+    fn scales_next_to_the_end_of_the_range_stay_normal() {
+        let tiny = 4.0 * f32::MIN_POSITIVE;
+        let q = InputQuantizer::new(Element::E2M1, tiny, vec![0, 1, 31]);
+        let mut x = [6.0 * tiny, 3.0 * tiny, 6.0 * f32::MIN_POSITIVE];
+        let wanted = x;
+        q.apply(&mut x);
+        assert_eq!(x, wanted);
     }
 
     #[test]

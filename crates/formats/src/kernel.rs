@@ -189,6 +189,26 @@ mod portable {
     }
 
     #[inline(always)]
+    pub(super) fn fake_quantize_shifted(grid: Grid, scale: f32, shifts: &[u8], x: &[f32], out: &mut [f32]) {
+        let (scale, inverse) = (scale.to_bits(), (1.0 / scale).to_bits());
+        for ((out, &x), &shift) in out.iter_mut().zip(x).zip(shifts) {
+            let steps = u32::from(shift) << 23;
+            let (scale, inverse) = (f32::from_bits(scale - steps), f32::from_bits(inverse + steps));
+            *out = grid.round(x * inverse) * scale;
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn fake_quantize_shifted_in_place(grid: Grid, scale: f32, shifts: &[u8], x: &mut [f32]) {
+        let (scale, inverse) = (scale.to_bits(), (1.0 / scale).to_bits());
+        for (x, &shift) in x.iter_mut().zip(shifts) {
+            let steps = u32::from(shift) << 23;
+            let (scale, inverse) = (f32::from_bits(scale - steps), f32::from_bits(inverse + steps));
+            *x = grid.round(*x * inverse) * scale;
+        }
+    }
+
+    #[inline(always)]
     pub(super) fn squared_error(grid: Grid, scale: f32, x: &[f32]) -> f64 {
         let inverse = 1.0 / scale;
         sum([x], |[x]| {
@@ -296,6 +316,8 @@ dispatch! {
     fake_quantize_in_place(grid: Grid, scale: f32, x: &mut [f32]);
     fake_quantize_columns(grid: Grid, scales: &[f32], inverse: &[f32], x: &[f32], out: &mut [f32]);
     fake_quantize_columns_in_place(grid: Grid, scales: &[f32], inverse: &[f32], x: &mut [f32]);
+    fake_quantize_shifted(grid: Grid, scale: f32, shifts: &[u8], x: &[f32], out: &mut [f32]);
+    fake_quantize_shifted_in_place(grid: Grid, scale: f32, shifts: &[u8], x: &mut [f32]);
     squared_error(grid: Grid, scale: f32, x: &[f32]) -> f64;
     quadratic_error(grid: Grid, scale: f32, x: &[f32], g: &[f32], c: &[f32]) -> f64;
     encode(grid: Grid, scale: f32, x: &[f32], codes: &mut [u8]);
@@ -329,6 +351,30 @@ pub fn fake_quantize_columns(element: Element, scales: &[f32], inverse: &[f32], 
 pub fn fake_quantize_columns_in_place(element: Element, scales: &[f32], inverse: &[f32], x: &mut [f32]) {
     assert!(x.len() == scales.len() && x.len() == inverse.len(), "x and scales");
     dispatch::fake_quantize_columns_in_place(Grid::of(element), scales, inverse, x);
+}
+
+/// Whether all of `scale · 2^(−shift)` and their reciprocals are normal numbers, as
+/// [`fake_quantize_shifted`] needs them.
+pub fn can_shift(scale: f32, shifts: &[u8]) -> bool {
+    let exponent = |v: f32| (v.to_bits() & EXPONENT) >> 23;
+    let largest = u32::from(shifts.iter().copied().max().unwrap_or(0));
+    exponent(scale) > largest && exponent(1.0 / scale) > 0 && exponent(1.0 / scale) + largest < 255
+}
+
+/// [`fake_quantize_columns`] for scales `scale · 2^(−shift)`, from one byte a column instead of two `f32`.
+///
+/// Values are meaningless where not [`can_shift`].
+pub fn fake_quantize_shifted(element: Element, scale: f32, shifts: &[u8], x: &[f32], out: &mut [f32]) {
+    assert!(x.len() == out.len() && x.len() == shifts.len(), "x, out and shifts");
+    debug_assert!(can_shift(scale, shifts));
+    dispatch::fake_quantize_shifted(Grid::of(element), scale, shifts, x, out);
+}
+
+/// [`fake_quantize_shifted`] in place.
+pub fn fake_quantize_shifted_in_place(element: Element, scale: f32, shifts: &[u8], x: &mut [f32]) {
+    assert_eq!(x.len(), shifts.len(), "x and shifts");
+    debug_assert!(can_shift(scale, shifts));
+    dispatch::fake_quantize_shifted_in_place(Grid::of(element), scale, shifts, x);
 }
 
 /// `Σ e²` with `e = Q(x) − x`.
@@ -641,6 +687,24 @@ mod tests {
             in_place.copy_from_slice(&x);
             fake_quantize_columns_in_place(element, &scales, &inverse, &mut in_place);
             prop_assert_eq!(bits(&in_place), bits(&fast));
+        }
+
+        #[test]
+        fn shifts_are_columns_of_scales(
+            element in element(), scale in -100f32..90.0,
+            rows in prop::collection::vec((value(), 0u8..32), 0..200),
+        ) {
+            let scale = scale.exp2();
+            let (x, shifts): (Vec<f32>, Vec<u8>) = rows.into_iter().map(|(x, s)| (x * scale, s)).unzip();
+            prop_assume!(can_shift(scale, &shifts));
+            let (scales, inverse) = crate::shifted_scales(scale, &shifts);
+            let (mut columns, mut shifted) = (vec![0.0; x.len()], vec![0.0; x.len()]);
+            fake_quantize_columns(element, &scales, &inverse, &x, &mut columns);
+            fake_quantize_shifted(element, scale, &shifts, &x, &mut shifted);
+            prop_assert_eq!(bits(&columns), bits(&shifted));
+            let mut in_place = x.clone();
+            fake_quantize_shifted_in_place(element, scale, &shifts, &mut in_place);
+            prop_assert_eq!(bits(&columns), bits(&in_place));
         }
 
         #[test]

@@ -375,7 +375,7 @@ memory of every block are those of the real one, so two blocks tell what a whole
 #[derive(Debug, Args)]
 #[command(after_help = SYNTH)]
 pub(crate) struct SynthArgs {
-    /// Whose shape.
+    /// The model whose shape to take: channels, heads, vocabulary and, unless --layers says otherwise, blocks.
     #[arg(long, value_name = "SHAPE", value_parser = PossibleValuesParser::new(SHAPES.map(|s| s.name)))]
     pub(crate) like: String,
     /// Blocks to write [default: all that the model has].

@@ -9,7 +9,8 @@ use std::path::Path;
 use std::process::Command;
 use util::*;
 
-/// Rows in the form of PIQA that a model of children's stories can answer better than by chance.
+/// Rows in the form of PIQA that a model of children's stories can answer better than by chance; every eighth is labelled
+/// wrongly, so that no model gets all of them.
 fn piqa(rows: usize) -> String {
     let good =
         ["the dog ran to the park", "she was very happy", "they played with the ball", "he went to his mom"];
@@ -19,7 +20,8 @@ fn piqa(rows: usize) -> String {
         let label = usize::from(i.is_multiple_of(3));
         let mut answers = [good[i % 4], bad[i % 4]];
         answers.rotate_right(label);
-        json!({"goal": format!("Once upon a time, {i}"), "sol1": answers[0], "sol2": answers[1], "label": label})
+        let said = if i % 8 == 7 { 1 - label } else { label };
+        json!({"goal": format!("Once upon a time, {i}"), "sol1": answers[0], "sol2": answers[1], "label": said})
     };
     (0..rows).map(|i| row(i).to_string() + "\n").collect()
 }
