@@ -23,8 +23,10 @@ fn every_help_has_examples_and_explains_every_option() {
         for line in help.lines().filter(|l| l.trim_start().starts_with("--")) {
             // An option's words are beside or below it.
             let option = line.split_whitespace().next().unwrap();
-            let after = help.split(option).nth(1).unwrap();
-            assert!(after.chars().take(200).filter(|c| c.is_alphabetic()).count() > 20, "{command} {option}");
+            let after = help.split(line).nth(1).unwrap();
+            let after = line.to_string() + after;
+            let letters = after.chars().skip(option.len()).take(200).filter(|c| c.is_alphabetic()).count();
+            assert!(letters > 20, "{command} {option}");
         }
     }
     assert!(run(["--help"]).text().contains("halfbyte quantize"));
