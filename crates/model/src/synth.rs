@@ -5,6 +5,7 @@ use crate::{Architecture, ModelError};
 use halfbyte_checkpoint::{
     CheckpointWriter, Dtype, SHARD_BYTES, TensorSpec, WriteError, require_space, write_atomic,
 };
+use halfbyte_tensor::mix;
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -216,14 +217,6 @@ fn normal(i: u64) -> f32 {
     let sum: i32 = mix(i).to_le_bytes().iter().map(|&b| i32::from(b)).sum();
     // Eight times the variance of a byte, (256² − 1) / 12.
     (sum as f32 - 1020.0) / 209.02
-}
-
-/// SplitMix64's finaliser.
-fn mix(x: u64) -> u64 {
-    let x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
 }
 
 /// A tokenizer.json whose tokens are the 256 bytes, in the characters that byte-level tokenizers stand them for.

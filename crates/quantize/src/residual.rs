@@ -2,9 +2,8 @@
 
 use crate::QuantizeError;
 use crate::store::Store;
-use crate::tap::mix;
 use halfbyte_model::Linear;
-use halfbyte_tensor::{Columns, Matrix, Rows, product, product_into, sum_of_squares};
+use halfbyte_tensor::{Columns, Matrix, Rows, mix, product, product_into, sum_of_squares};
 
 /// Random directions along which the residual stream is measured. Its mean square is then known to about
 /// `√(2 / 64)`, 18 %, which is plenty for a weight, at a small part of the cost of the layer's product.

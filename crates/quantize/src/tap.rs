@@ -3,7 +3,7 @@
 use crate::QuantizeError;
 use crate::store::Store;
 use halfbyte_formats::{InputQuantizer, kernel};
-use halfbyte_tensor::{Columns, Matrix, gram, mirror, product_into, sum_of_squares};
+use halfbyte_tensor::{Columns, Matrix, gram, mirror, mix, product_into, sum_of_squares};
 
 /// What the linear layers of one tap are calibrated on: their inputs, for which the full-precision layer's outputs are
 /// to be reproduced.
@@ -81,14 +81,6 @@ impl TapInputs {
                         scale_rows(&mut quantized, &weights[i]);
                     }
                     gram(&quantized.data, k, &mut moments.gram);
-                    if std::env::var("HB_CROSS").is_ok() {
-                        for (x, q) in x.data.chunks_exact(k).zip(quantized.data.chunks_exact(k)) {
-                            for j in 0..k {
-                                cross[j * k + j] += q[j] * (q[j] - x[j]);
-                            }
-                        }
-                        continue;
-                    }
                     product_into(
                         &Columns::new(&x.data, k, k),
                         &Columns::new(&quantized.data, k, k),
@@ -158,12 +150,4 @@ pub(crate) fn scale_rows(x: &mut Matrix, weights: &[f32]) {
         let factor = weight.sqrt();
         row.iter_mut().for_each(|v| *v *= factor);
     }
-}
-
-/// SplitMix64's finaliser.
-pub(crate) fn mix(x: u64) -> u64 {
-    let x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
 }

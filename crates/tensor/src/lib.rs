@@ -13,6 +13,7 @@ mod microkernel;
 mod operand;
 mod ops;
 mod product;
+mod random;
 
 pub use attention::{AttentionShape, attention};
 pub use cholesky::{NotPositiveDefinite, cholesky_in_place, solve_lower, solve_lower_transposed};
@@ -25,3 +26,4 @@ pub use ops::{
     sum_of_squares,
 };
 pub use product::{gram, mirror, product, product_into};
+pub use random::mix;
