@@ -418,6 +418,11 @@ impl Shape<'_> {
         ];
         let channels = self.architecture().hidden as u64 + sites[0].inputs as u64;
         terms.push(("activations", self.in_memory(channels)));
+        // Windows of the tap before, freed one by one, leave holes that are too small for wider ones.
+        let before = tap.checked_sub(1).map_or(0, |t| block.taps[t].channels());
+        if before < sites[0].inputs {
+            terms.push(("freed activations", self.in_memory(before as u64)));
+        }
         self.search_terms(sites, &mut terms);
         Ok(Memory { moment: format!("block {index}, {}", sites[0].kind()), terms })
     }
