@@ -7,16 +7,15 @@
 use super::feedback::Factor;
 use halfbyte_tensor::{Columns, Matrix, Rows, product};
 
-/// Corrects `weight` `[rows, inputs]` in place, `piece_bytes` of it at a time. `difference` is D `[inputs, inputs]`, and is
+/// Corrects `weight` `[rows, inputs]` in place, `piece` values (whole rows) at a time. `difference` is D `[inputs, inputs]`, and is
 /// left in another form.
-pub(super) fn correct(weight: &mut Matrix, difference: &mut [f32], factor: &Factor, piece_bytes: usize) {
+pub(super) fn correct(weight: &mut Matrix, difference: &mut [f32], factor: &Factor, piece: usize) {
     let inputs = weight.cols;
     // Whichever has fewer rows is multiplied by the inverse: D or W D.
     let first = weight.rows > inputs;
     if first {
         factor.solve(difference);
     }
-    let piece = inputs * (piece_bytes / (4 * inputs)).max(1);
     for rows in weight.data.chunks_mut(piece) {
         let mut step = product(&Rows::new(rows, inputs), &Columns::new(difference, inputs, inputs)).data;
         if !first {

@@ -232,7 +232,7 @@ impl GroupSearch<'_> {
         let (recipe, inputs) = (self.recipe, values.cols);
         let factor = timed(Phase::Round, || feedback::Factor::new(gram, inputs, recipe.damping))?;
         if let Some(difference) = difference.as_mut().filter(|_| recipe.correct) {
-            timed(Phase::Round, || correct::correct(values, difference, &factor, PIECE_BYTES));
+            timed(Phase::Round, || correct::correct(values, difference, &factor, piece(inputs)));
         }
         drop(difference);
         // Without feedback the errors of the columns do not make up for each other.
