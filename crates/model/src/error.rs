@@ -55,4 +55,7 @@ pub enum ModelError {
         /// Size of the vocabulary.
         vocabulary: usize,
     },
+    /// An input is of another kind or size than the network takes.
+    #[error("an input does not fit the model: {0}")]
+    Input(String),
 }

@@ -3,6 +3,7 @@
 mod clock;
 mod embedding;
 mod error;
+mod inputs;
 mod job;
 mod journal;
 pub mod methods;
@@ -29,5 +30,5 @@ pub use recipe::{Calibration, First, Method, Recipe, Scales, Search};
 pub use recipe_file::{load_recipe, recipe_toml};
 pub use report::{InputReport, LayerReport, ModelReport, Report, WeightReport};
 pub use store::{Place, Store};
-pub use stream::{QuantizedSite, quantize_block};
+pub use stream::{QuantizedSite, Surroundings, quantize_block};
 pub use tap::{Moments, Sample, TapInputs};

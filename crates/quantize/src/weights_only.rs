@@ -23,11 +23,8 @@ pub(crate) fn run(
     let missing = || QuantizeError::Recipe { field: "weight_scheme".into(), message: "is missing".into() };
     let layer = job.recipe.layer_scheme().ok_or_else(missing)?;
     let scheme = layer.weight.ok_or_else(missing)?;
-    let taps = architecture.blocks.iter().flat_map(|b| &b.taps).map(|t| t.sites.as_slice());
-    let taps: Vec<Vec<&Site>> = taps
-        .chain([std::slice::from_ref(&architecture.head)])
-        .map(|sites| sites.iter().filter(|s| !job.recipe.keeps(&s.name)).collect())
-        .collect();
+    let taps: Vec<Vec<&Site>> =
+        architecture.groups().map(|sites| sites.iter().filter(|s| !job.recipe.keeps(s)).collect()).collect();
     let sites = || taps.iter().flatten();
     progress.begin(sites().count(), 0);
     let (mut schemes, mut specs) = (std::collections::BTreeMap::new(), Vec::new());
@@ -42,10 +39,7 @@ pub(crate) fn run(
     for (t, sites) in taps.iter().enumerate() {
         let mut weights = Vec::with_capacity(sites.len());
         for site in sites {
-            // A tied output layer is the embedding.
-            let own = format!("{}.weight", site.name);
-            let tensor = if job.model.checkpoint.contains(&own) { &own } else { &architecture.embedding };
-            weights.push(job.model.checkpoint.read_raw(tensor, &[site.outputs, site.inputs])?);
+            weights.push(job.model.full_weight(site)?);
         }
         let largest = match is_block(scheme) {
             true => weights.iter().map(|w| Values::from(w).max_abs()).fold(0.0f32, f32::max),
