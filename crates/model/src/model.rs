@@ -127,8 +127,16 @@ impl Model {
     /// # Errors
     /// When the tensor cannot be read or holds NaN or infinity.
     pub fn full_weight(&self, site: &Site) -> Result<RawTensor, ModelError> {
+        self.full_weight_into(site, None)
+    }
+
+    /// [`full_weight`](Self::full_weight) in the memory of a tensor that is no longer needed, where that is large enough.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn full_weight_into(&self, site: &Site, spare: Option<RawTensor>) -> Result<RawTensor, ModelError> {
         let site = if self.shares_embedding(site) { self.architecture.embedding() } else { site };
-        let raw = self.checkpoint.read_raw(&site.weight(), &site.shape())?;
+        let raw = self.checkpoint.read_raw_into(&site.weight(), &site.shape(), spare)?;
         Ok(match (site.stored, raw) {
             (Stored::Columns, RawTensor::F32(v)) => RawTensor::F32(transposed::<f32>(&v, site.outputs)),
             (Stored::Columns, RawTensor::F16(v)) => RawTensor::F16(transposed::<f16>(&v, site.outputs)),
