@@ -5,7 +5,7 @@
     python tests/python/model_golden.py --check    # regenerates elsewhere and compares within 1e-5; exit 1 on a difference
     python tests/python/model_golden.py llama qwen3 SmolLM2    # only these
 
-Four kinds of output:
+Kinds of output:
 
 CASE/  a tiny random checkpoint (config.json, model.safetensors, as save_pretrained writes them, apart from what EDITS
        changes) and golden.safetensors, computed from the folder as transformers reads it back:
@@ -19,8 +19,12 @@ stories260K.safetensors  input_ids I64 [1, 64], logits F32 [1, 64, 512], text_id
 SmolLM2.safetensors      input_ids I64 [1, 128]; positions I64 [7]; vocab_ids I64 (every 61st); logits F32 at those positions
        and ids; top5_ids I64 and top5_logits F32 [7, 5]; nll F32 [1], the mean of the 127 next-token losses in nats;
        text_ids I64 (the text's first 5,000 characters).
+MiniLM-L6-sst2.safetensors   the first 8 sentences of sst2.jsonl in one padded batch: lengths I64 [8], input_ids and
+       token_type_ids I64 [rows], first F32 [8, 384] (the last hidden state of each first token), logits F32 [8, 2].
+ViT-S14-cifar10.safetensors  two images whose value i is ((7919 i + 104729 n) mod 1009) / 252.25 - 2 for image n: first
+       F32 [2, 384] (the last block's output in the first row), logits F32 [2, 10].
 
-The last two kinds read models and texts from the folder in HALFBYTE_ASSETS (by default ../shared beside the repository).
+The last four read models and texts from the folder in HALFBYTE_ASSETS (by default ../shared beside the repository).
 Texts are tokenized exactly as stored, CR LF included, and without special tokens. All is computed in float32, with eager
 attention, from the stored weights. Weights are random enough (linears N(0, 0.3), norms about 1) that attention is far
 from uniform, so a wrong mask, rotary form or head order moves the logits by far more than rounding does (up to 2.3e-6 of
@@ -215,6 +219,33 @@ def smollm2(out):
           "text_ids": torch.tensor(text_ids)}, out / "SmolLM2.safetensors")
 
 
+def minilm(out):
+    """The sentiment classifier, on sentences of different lengths."""
+    folder = ASSETS / "models/MiniLM-L6-sst2"
+    with open(ASSETS / "data/tasks/sst2.jsonl", encoding="utf-8") as f:
+        sentences = [json.loads(line)["sentence"] for line, _ in zip(f, range(8))]
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    rows = [tokenizer.encode(s).ids for s in sentences]
+    lengths = [len(r) for r in rows]
+    ids = torch.tensor([r + [0] * (max(lengths) - len(r)) for r in rows])
+    mask = torch.tensor([[1] * n + [0] * (max(lengths) - n) for n in lengths])
+    model = transformers.BertForSequenceClassification.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    result = model.eval()(input_ids=ids, attention_mask=mask, output_hidden_states=True)
+    ids = ids[mask.bool()]
+    save({"lengths": torch.tensor(lengths), "input_ids": ids, "token_type_ids": torch.zeros_like(ids),
+          "first": result.hidden_states[-1][:, 0], "logits": result.logits}, out / "MiniLM-L6-sst2.safetensors")
+
+
+def vit(out):
+    """The image classifier, on two patterns."""
+    folder = ASSETS / "models/ViT-S14-cifar10"
+    model = transformers.ViTForImageClassification.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    i = np.arange(3 * 112 * 112)
+    pixels = np.stack([((7919 * i + 104729 * n) % 1009).astype(np.float32) / np.float32(252.25) - 2 for n in range(2)])
+    result = model.eval()(torch.from_numpy(pixels).reshape(2, 3, 112, 112), output_hidden_states=True)
+    save({"first": result.hidden_states[-1][:, 0], "logits": result.logits}, out / "ViT-S14-cifar10.safetensors")
+
+
 def tokenize(folder, file, characters):
     """Ids of the first characters of a text among the assets."""
     with open(ASSETS / "data" / file, encoding="utf-8", newline="") as f:
@@ -263,7 +294,7 @@ def main():
     args = parser.parse_args()
     writers = {name: (lambda out, name=name: write_case(name, out)) for name in CASES}
     writers |= {name: (lambda out, name=name: write_encoder(name, out)) for name in ENCODERS}
-    writers |= {"stories260K": stories, "SmolLM2": smollm2}
+    writers |= {"stories260K": stories, "SmolLM2": smollm2, "MiniLM-L6-sst2": minilm, "ViT-S14-cifar10": vit}
     if unknown := set(args.names) - writers.keys():
         parser.error(f"no case {sorted(unknown)}; there are {sorted(writers)}")
     transformers.utils.logging.disable_progress_bar()

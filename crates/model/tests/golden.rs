@@ -134,6 +134,39 @@ fn stories260k_agrees_with_transformers() {
     assert_eq!(model.tokenizer().unwrap().encode(&text).unwrap(), ids(&expected, "text_ids"));
 }
 
+/// The network's output and the last block's output in the first row of every input agree with `golden`.
+fn check_classifier(dir: &Path, expected: &SafetensorsFile, inputs: &[Input]) {
+    let model = Model::open(dir).unwrap();
+    let (states, layout, logits) = model.trace(inputs).unwrap();
+    let error = worst(&logits.data, &floats(expected, "logits"));
+    assert!(error < TOLERANCE, "logits are off by {error:e}");
+    let last = &states[states.len() - 1];
+    let first: Vec<f32> = layout.ranges().flat_map(|r| last.row(r.start).to_vec()).collect();
+    let error = worst(&first, &floats(expected, "first"));
+    assert!(error < TOLERANCE, "hidden states are off by {error:e}");
+}
+
+#[test]
+fn minilm_agrees_with_transformers() {
+    let Some(dir) = asset("models/MiniLM-L6-sst2") else { return };
+    let expected = SafetensorsFile::open(&golden("MiniLM-L6-sst2.safetensors")).unwrap();
+    check_classifier(&dir, &expected, &inputs(&expected));
+}
+
+#[test]
+fn vit_agrees_with_transformers() {
+    let Some(dir) = asset("models/ViT-S14-cifar10") else { return };
+    let expected = SafetensorsFile::open(&golden("ViT-S14-cifar10.safetensors")).unwrap();
+    let value = |i: usize, n: usize| ((7919 * i + 104_729 * n) % 1009) as f32 / 252.25 - 2.0;
+    let image = |n| Input::Pixels {
+        channels: 3,
+        height: 112,
+        width: 112,
+        values: (0..3 * 112 * 112).map(|i| value(i, n)).collect(),
+    };
+    check_classifier(&dir, &expected, &[image(0), image(1)]);
+}
+
 /// Needs SmolLM2 as a Hugging Face folder (`tools/smollm2_to_hf.py` of the assets), named by HALFBYTE_SMOLLM2.
 #[test]
 fn smollm2_agrees_with_transformers() {

@@ -4,7 +4,7 @@ use super::report::read_report;
 use crate::cli::InspectArgs;
 use crate::output::{self, Table, bytes, thousands};
 use anyhow::Context;
-use halfbyte_model::Model;
+use halfbyte_model::{Model, StemSpec};
 use halfbyte_quantize::LayerReport;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -135,7 +135,7 @@ fn original(args: &InspectArgs, model: &Model) -> anyhow::Result<()> {
         entry.2 += tensor.bytes;
     }
     let parameters: u64 = dtypes.values().map(|d| d.1).sum();
-    let linears = a.blocks.iter().flat_map(|b| &b.taps).map(|t| t.sites.len()).sum::<usize>() + 1;
+    let linears = a.sites().count();
     if args.output.json {
         let by_type: serde_json::Map<String, Value> = dtypes
             .iter()
@@ -145,29 +145,38 @@ fn original(args: &InspectArgs, model: &Model) -> anyhow::Result<()> {
             "model": args.dir,
             "quantized": false,
             "family": a.family,
+            "task": a.head.task.name(),
             "parameters": parameters,
             "layers": a.blocks.len(),
             "linear_layers": linears,
             "hidden": a.hidden,
-            "vocabulary": a.vocabulary,
+            "vocabulary": a.vocabulary(),
             "context": a.context,
-            "tied_embeddings": a.tied,
+            "tied_embeddings": a.head.tied,
             "dtypes": by_type,
         }));
     }
     let mut text = String::new();
     writeln!(text, "{} is an original checkpoint, not quantized\n", args.dir.display())?;
-    writeln!(text, "family         {}", a.family)?;
+    writeln!(text, "family         {}, {}", a.family, a.head.task.name())?;
     writeln!(text, "parameters     {}", thousands(parameters))?;
     writeln!(text, "layers         {} blocks, {linears} linear layers", a.blocks.len())?;
     writeln!(text, "hidden         {}", a.hidden)?;
-    writeln!(
-        text,
-        "vocabulary     {}{}",
-        a.vocabulary,
-        if a.tied { ", tied with the output layer" } else { "" }
-    )?;
-    writeln!(text, "context        {} tokens", a.context)?;
+    match &a.stem {
+        StemSpec::Text(_) => {
+            let tied = if a.head.tied { ", tied with the output layer" } else { "" };
+            writeln!(text, "vocabulary     {}{tied}", a.vocabulary())?;
+            writeln!(text, "context        {} tokens", a.context)?;
+        }
+        StemSpec::Image(image) => {
+            let ([height, width], [down, across]) = (image.size, image.patch);
+            writeln!(text, "images         {height} x {width} pixels, patches of {down} x {across}")?;
+            writeln!(text, "rows           {} an image", a.context)?;
+        }
+    }
+    if let Some(output) = a.head.output().filter(|_| a.head.task.is_classification()) {
+        writeln!(text, "classes        {}", output.outputs)?;
+    }
     for (name, (tensors, _, size)) in &dtypes {
         writeln!(text, "stored         {tensors} tensors of {name}, {}", bytes(*size))?;
     }
