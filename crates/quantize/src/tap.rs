@@ -3,7 +3,7 @@
 use crate::QuantizeError;
 use crate::store::Store;
 use halfbyte_formats::{InputQuantizer, kernel};
-use halfbyte_tensor::{Columns, Matrix, gram, mirror, mix, product_into, sum_of_squares};
+use halfbyte_tensor::{Columns, Matrix, Precision, gram, mirror, mix, product_into, sum_of_squares};
 
 /// What the linear layers of one tap are calibrated on: their inputs, for which the full-precision layer's outputs are
 /// to be reproduced.
@@ -58,11 +58,15 @@ impl TapInputs {
         Ok(max)
     }
 
-    /// Moments with the inputs quantized by `quantizer`, if there is one.
+    /// Moments with the inputs quantized by `quantizer`, if there is one, by products of this precision.
     ///
     /// # Errors
     /// When the store cannot be read.
-    pub fn moments(&self, quantizer: Option<&InputQuantizer>) -> Result<Moments, QuantizeError> {
+    pub fn moments(
+        &self,
+        quantizer: Option<&InputQuantizer>,
+        precision: Precision,
+    ) -> Result<Moments, QuantizeError> {
         let k = self.channels();
         let mut moments = Moments { gram: vec![0.0; k * k], cross: quantizer.map(|_| vec![0.0; k * k]) };
         for i in 0..self.x.windows() {
@@ -80,15 +84,16 @@ impl TapInputs {
                     if let Some(weights) = &self.weights {
                         scale_rows(&mut quantized, &weights[i]);
                     }
-                    gram(&quantized.data, k, &mut moments.gram);
+                    gram(&quantized.data, k, &mut moments.gram, precision);
                     product_into(
                         &Columns::new(&x.data, k, k),
                         &Columns::new(&quantized.data, k, k),
                         cross,
                         k,
+                        precision,
                     );
                 }
-                _ => gram(&x.data, k, &mut moments.gram),
+                _ => gram(&x.data, k, &mut moments.gram, precision),
             }
         }
         mirror(&mut moments.gram, k);
