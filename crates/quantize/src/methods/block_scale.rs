@@ -8,13 +8,14 @@ use super::{SiteResult, SiteWeight, output_error};
 use crate::QuantizeError;
 use crate::profile::{Profile, short, weight_histogram};
 use crate::recipe::{Recipe, Scales};
-use crate::tap::{Sample, TapInputs};
+use crate::tap::{Sample, TapInputs, quantized};
 use halfbyte_checkpoint::RawTensor;
 use halfbyte_formats::block::tensor_scale;
 use halfbyte_formats::{
     BlockQuantizer, Granularity, InputQuantizer, QuantizedMatrix, ScaleFormat, Scheme, kernel,
 };
 use rayon::prelude::*;
+use std::borrow::Cow;
 
 /// Quantizes the layers of one tap.
 pub(super) fn quantize_tap(
@@ -27,10 +28,10 @@ pub(super) fn quantize_tap(
     let input = input_quantizer(channel_max, recipe)?;
     let energy = if recipe.scales == Scales::Weighted { channel_energy(inputs)? } else { Vec::new() };
     let largest = sites.iter().map(|s| kernel::max_abs(&s.weight.data)).fold(0.0f32, f32::max);
-    let mut seen = sample.x.clone();
-    if let Some(q) = &input {
-        q.apply(&mut seen.data);
-    }
+    let seen = match &input {
+        Some(q) => Cow::Owned(quantized(&sample.x, q)),
+        None => Cow::Borrowed(&sample.x),
+    };
     let mut results = Vec::with_capacity(sites.len());
     for SiteWeight { site, weight } in sites {
         let quantized = match recipe.weight_scheme {
@@ -47,7 +48,8 @@ pub(super) fn quantize_tap(
         };
         let values = quantized.as_ref().map(QuantizedMatrix::dequantize);
         let values = values.as_deref().unwrap_or(&weight.data);
-        let (error, signal) = output_error(sample, &seen, &weight.data, values, weight.cols);
+        let (error, signal) =
+            output_error(sample, &seen, &weight.data, values, weight.cols, recipe.products.precision());
         let profile = Profile {
             channel_max: channel_max.iter().map(|&m| short(m)).collect(),
             weight_histogram: quantized
