@@ -9,7 +9,6 @@ mod likelihood;
 mod paired;
 mod perplexity;
 mod progress;
-mod random;
 pub mod tasks;
 #[cfg(test)]
 mod test_model;
