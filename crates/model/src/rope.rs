@@ -14,12 +14,19 @@ pub struct Rope {
     pub amplitude: f64,
 }
 
+/// Most channels of a head.
+const MAX_HEAD_DIM: usize = 4096;
+
 impl Rope {
     /// Reads `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` (before).
     ///
     /// # Errors
     /// An unknown `rope_type` is refused by name, a missing parameter by key.
     pub(crate) fn from_config(config: &Config, head_dim: usize, context: usize) -> Result<Self, ModelError> {
+        // Beyond all published models; without a limit a short config could ask for tables of any size.
+        if head_dim > MAX_HEAD_DIM {
+            return Err(invalid("head_dim", format!("{head_dim} is more than {MAX_HEAD_DIM}")));
+        }
         let nested = config.get("rope_parameters").or_else(|| config.get("rope_scaling"));
         if let Some(value) = nested
             && !value.is_object()
