@@ -360,6 +360,30 @@ impl SafetensorsFile {
 }
 
 impl TensorInfo {
+    /// Of a tensor that no safetensors file holds: its values are computed when it is read.
+    pub(crate) fn computed(name: String, dtype: Dtype, shape: Vec<usize>, bytes: u64, file: Arc<Path>) -> Self {
+        Self { name, dtype, shape, bytes, file, offset: 0 }
+    }
+
+    /// Checks values that were computed.
+    pub(crate) fn check_finite(&self, values: &RawTensor) -> Result<(), CheckpointError> {
+        let bad = match values {
+            RawTensor::F32(v) => v.iter().position(|v| !v.is_finite()).map(|i| (i, v[i])),
+            RawTensor::F16(v) => v.iter().position(|v| !v.is_finite()).map(|i| (i, v[i].to_f32())),
+            RawTensor::BF16(v) => v.iter().position(|v| !v.is_finite()).map(|i| (i, v[i].to_f32())),
+        };
+        match bad {
+            None => Ok(()),
+            Some((index, value)) => Err(CheckpointError::NotFinite {
+                file: self.file.to_path_buf(),
+                tensor: self.name.clone(),
+                shape: self.shape.as_slice().into(),
+                index,
+                value,
+            }),
+        }
+    }
+
     pub(crate) fn with_shape(&self, shape: &[usize]) -> Result<&Self, CheckpointError> {
         if self.shape == shape {
             return Ok(self);
