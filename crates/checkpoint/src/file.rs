@@ -8,6 +8,7 @@ use crate::{
 };
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 use std::{
+    cell::Cell,
     collections::BTreeMap,
     fs::{self, File},
     io,
@@ -195,9 +196,11 @@ impl SafetensorsFile {
         let info = self.require(name, shape)?;
         let all = 0..info.bytes;
         match info.dtype {
-            Dtype::F32 => self.values(info, all, push_f32, |v| v.is_finite(), |v| v),
-            Dtype::F16 => self.values(info, all, push_f16_as_f32, |v| v.is_finite(), |v: f32| v),
-            Dtype::BF16 => self.values(info, all, push_bf16_as_f32, |v| v.is_finite(), |v: f32| v),
+            Dtype::F32 => self.values(info, all, Vec::new(), push_f32, |v| v.is_finite(), |v| v),
+            Dtype::F16 => self.values(info, all, Vec::new(), push_f16_as_f32, |v| v.is_finite(), |v: f32| v),
+            Dtype::BF16 => {
+                self.values(info, all, Vec::new(), push_bf16_as_f32, |v| v.is_finite(), |v: f32| v)
+            }
             _ => Err(info.not_float()),
         }
     }
@@ -207,8 +210,22 @@ impl SafetensorsFile {
     /// # Errors
     /// As [`read_f32`](Self::read_f32).
     pub fn read_raw(&self, name: &str, shape: &[usize]) -> Result<RawTensor, CheckpointError> {
+        self.read_raw_into(name, shape, None)
+    }
+
+    /// As [`read_raw`](Self::read_raw), in the memory of `spare` if it is of the same type: whoever reads many tensors
+    /// saves the cost of fresh pages, which is that of reading from the page cache once more.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn read_raw_into(
+        &self,
+        name: &str,
+        shape: &[usize],
+        spare: Option<RawTensor>,
+    ) -> Result<RawTensor, CheckpointError> {
         let info = self.require(name, shape)?;
-        self.raw(info, 0..info.bytes)
+        self.raw(info, 0..info.bytes, spare)
     }
 
     /// Rows `rows` of a tensor of this shape, in their stored type: the sub-tensors at these positions of the
@@ -234,7 +251,7 @@ impl SafetensorsFile {
             });
         }
         let row = info.bytes.checked_div(count as u64).unwrap_or(0);
-        self.raw(info, rows.start as u64 * row..rows.end as u64 * row)
+        self.raw(info, rows.start as u64 * row..rows.end as u64 * row, None)
     }
 
     /// The bytes of the header's JSON, with its padding.
@@ -260,36 +277,50 @@ impl SafetensorsFile {
         Ok(samples)
     }
 
-    fn raw(&self, info: &TensorInfo, bytes: Range<u64>) -> Result<RawTensor, CheckpointError> {
-        Ok(match info.dtype {
-            Dtype::F32 => RawTensor::F32(self.values(info, bytes, push_f32, |v| v.is_finite(), |v| v)?),
-            Dtype::F16 => {
-                RawTensor::F16(self.values(info, bytes, push_f16, |v| v.is_finite(), |v: f16| v.to_f32())?)
+    fn raw(
+        &self,
+        info: &TensorInfo,
+        bytes: Range<u64>,
+        spare: Option<RawTensor>,
+    ) -> Result<RawTensor, CheckpointError> {
+        Ok(match (info.dtype, spare) {
+            (Dtype::F32, spare) => {
+                let spare = if let Some(RawTensor::F32(v)) = spare { v } else { Vec::new() };
+                RawTensor::F32(self.values(info, bytes, spare, push_f32, |v| v.is_finite(), |v| v)?)
             }
-            Dtype::BF16 => RawTensor::BF16(self.values(
-                info,
-                bytes,
-                push_bf16,
-                |v| v.is_finite(),
-                |v: bf16| v.to_f32(),
-            )?),
+            (Dtype::F16, spare) => {
+                let spare = if let Some(RawTensor::F16(v)) = spare { v } else { Vec::new() };
+                RawTensor::F16(self.values(info, bytes, spare, push_f16, |v| v.is_finite(), f16::to_f32)?)
+            }
+            (Dtype::BF16, spare) => {
+                let spare = if let Some(RawTensor::BF16(v)) = spare { v } else { Vec::new() };
+                RawTensor::BF16(self.values(
+                    info,
+                    bytes,
+                    spare,
+                    push_bf16,
+                    |v| v.is_finite(),
+                    bf16::to_f32,
+                )?)
+            }
             _ => return Err(info.not_float()),
         })
     }
 
-    /// Reads a byte range of `info` piece by piece; `push` appends the elements of a piece, which are then
+    /// Reads a byte range of `info` piece by piece into the memory of `values`; `push` appends the elements of a piece, which are then
     /// checked while they are still in the cache.
     fn values<const N: usize, T: Copy>(
         &self,
         info: &TensorInfo,
         bytes: Range<u64>,
+        mut values: Vec<T>,
         push: impl Fn(&[[u8; N]], &mut Vec<T>),
         finite: impl Fn(T) -> bool,
         widen: impl Fn(T) -> f32,
     ) -> Result<Vec<T>, CheckpointError> {
         let needed = (bytes.end - bytes.start) / N as u64;
         let short = || info.out_of_memory(needed.saturating_mul(size_of::<T>() as u64));
-        let mut values = Vec::new();
+        values.clear();
         values.try_reserve_exact(usize::try_from(needed).map_err(|_| short())?).map_err(|_| short())?;
         let first = bytes.start / N as u64;
         self.visit_range(info, bytes, |piece| {
@@ -322,8 +353,13 @@ impl SafetensorsFile {
         range: Range<u64>,
         mut visit: impl FnMut(&[u8]) -> Result<(), E>,
     ) -> Result<(), E> {
+        // A thread keeps its buffer: fresh pages for every tensor would cost as much as reading them.
+        thread_local!(static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) });
         let len = (range.end - range.start).min(PIECE as u64);
-        let mut buffer = zeroed(len).ok_or_else(|| info.out_of_memory(len))?;
+        let mut buffer = BUFFER.take();
+        if (buffer.len() as u64) < len {
+            buffer = zeroed(len).ok_or_else(|| info.out_of_memory(len))?;
+        }
         let mut at = range.start;
         while at < range.end {
             let piece = &mut buffer[..(range.end - at).min(len) as usize];
@@ -331,6 +367,7 @@ impl SafetensorsFile {
             visit(piece)?;
             at += piece.len() as u64;
         }
+        BUFFER.set(buffer);
         Ok(())
     }
 

@@ -163,6 +163,19 @@ impl Checkpoint {
         self.file_of(name)?.read_raw(name, shape)
     }
 
+    /// As [`SafetensorsFile::read_raw_into`].
+    ///
+    /// # Errors
+    /// The same.
+    pub fn read_raw_into(
+        &self,
+        name: &str,
+        shape: &[usize],
+        spare: Option<RawTensor>,
+    ) -> Result<RawTensor, CheckpointError> {
+        self.file_of(name)?.read_raw_into(name, shape, spare)
+    }
+
     /// As [`SafetensorsFile::read_rows`].
     ///
     /// # Errors

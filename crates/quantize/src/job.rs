@@ -35,7 +35,7 @@ pub struct Job<'a> {
 }
 
 /// Names and contents of files made of the finished report. They must depend on it alone, as equal runs give equal folders.
-pub type Pages<'a> = &'a dyn Fn(&Report) -> Vec<(&'static str, String)>;
+pub type Pages<'a> = &'a (dyn Fn(&Report) -> Vec<(&'static str, String)> + Sync);
 
 /// Told how the run goes on; may stop it.
 pub trait Progress {
@@ -324,6 +324,7 @@ impl Run<'_> {
                 output.writer.copy(&tensor.name, part, &tensor.name)?;
             }
         }
+        output.copy_rest(|_| Ok(()))?;
         output.finish(id, layers)
     }
 }

@@ -75,15 +75,30 @@ impl<'a> Output<'a> {
         Ok(Self { job, working: working.into(), writer, copies, untied, manifest, bytes })
     }
 
-    /// Copies the rest, writes the other files, renames the folder and removes the working folder.
+    /// Copies the tensors that are not quantized, calling `between` after every MiB.
+    ///
+    /// # Errors
+    /// When one cannot be read or written, or `between` fails.
+    pub(crate) fn copy_rest(
+        &mut self,
+        mut between: impl FnMut(&mut CheckpointWriter) -> Result<(), QuantizeError>,
+    ) -> Result<(), QuantizeError> {
+        let (source, writer) = (&self.job.model.checkpoint, &mut self.writer);
+        for (name, from) in &self.copies {
+            source.file_of(from)?.read_pieces(from, |piece| {
+                writer.write(name, piece)?;
+                between(writer)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Writes the other files, renames the folder and removes the working folder.
     ///
     /// # Errors
     /// When a tensor has not been written whole, or a file cannot be.
-    pub(crate) fn finish(mut self, id: &RunId, layers: Vec<LayerReport>) -> Result<Report, QuantizeError> {
+    pub(crate) fn finish(self, id: &RunId, layers: Vec<LayerReport>) -> Result<Report, QuantizeError> {
         let source = &self.job.model.checkpoint;
-        for (name, from) in &self.copies {
-            self.writer.copy(name, source.file_of(from)?, from)?;
-        }
         self.writer.finish()?;
         let model = ModelReport::new(self.job.model);
         let report = Report::new(model, self.job.recipe, self.job.windows, self.bytes, layers);

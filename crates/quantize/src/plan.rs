@@ -357,7 +357,7 @@ impl Shape<'_> {
         Ok(largest.unwrap_or(Memory { moment: String::new(), terms: Vec::new() }))
     }
 
-    /// Without calibration: the stored weights of one tap, and one layer's codes or values.
+    /// Without calibration: the stored weights of two taps, and two layers' codes or one's values.
     fn weights_only_memory(&self) -> Result<Memory, CheckpointError> {
         let a = self.architecture();
         let copies = match self.recipe.weight_scheme {
@@ -366,6 +366,7 @@ impl Shape<'_> {
         };
         let taps = a.blocks.iter().flat_map(|b| &b.taps).map(|t| t.sites.as_slice());
         let mut largest = Memory { moment: "the start".into(), terms: vec![("process", cost::PROCESS)] };
+        let (mut last_stored, mut last_codes) = (0, 0);
         for sites in taps.chain([std::slice::from_ref(&a.head)]) {
             let (mut stored, mut values) = (0, 0);
             for site in sites.iter().filter(|s| !self.recipe.keeps(&s.name)) {
@@ -374,12 +375,16 @@ impl Shape<'_> {
                 stored += self.stored_weight(if tied { table } else { &site.name })?;
                 values = values.max((site.outputs * site.inputs) as u64);
             }
+            let codes = values * u64::from(self.recipe.weight_bits) / 8;
+            // A tap is read while the one before it is quantized, in whose memory the next but one is read, and the layer
+            // before that is written.
             let terms = vec![
                 ("process", cost::PROCESS),
-                ("stored weights", stored),
+                ("stored weights", last_stored + stored),
                 ("weights in f32", copies * 4 * values),
-                ("codes", values * u64::from(self.recipe.weight_bits) / 8),
+                ("codes", last_codes + codes),
             ];
+            (last_stored, last_codes) = (stored, codes);
             let memory = Memory { moment: sites[0].name.clone(), terms };
             if memory.peak_bytes() > largest.peak_bytes() {
                 largest = memory;

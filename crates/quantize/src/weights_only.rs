@@ -9,9 +9,12 @@ use crate::output::Output;
 use crate::report::{InputReport, LayerReport, Report, WeightReport};
 use halfbyte_checkpoint::{CheckpointWriter, LayerScheme, RawTensor, StoredLayer};
 use halfbyte_formats::{InputQuantizer, QuantizedMatrix, Scheme};
-use halfbyte_model::Site;
+use halfbyte_model::{Model, Site};
 use halfbyte_tensor::sum_of_squares;
+use std::panic::resume_unwind;
 use std::path::Path;
+use std::sync::mpsc::{channel, sync_channel};
+use std::thread;
 
 pub(crate) fn run(
     job: &Job,
@@ -39,71 +42,122 @@ pub(crate) fn run(
     make_dir(working)?;
     let mut output = Output::begin(job, working, schemes, specs)?;
     let mut layers = Vec::new();
-    for (t, sites) in taps.iter().enumerate() {
-        let mut weights = Vec::with_capacity(sites.len());
-        for site in sites {
-            // A tied output layer is the embedding.
-            let own = format!("{}.weight", site.name);
-            let tensor = if job.model.checkpoint.contains(&own) { &own } else { &architecture.embedding };
-            weights.push(job.model.checkpoint.read_raw(tensor, &[site.outputs, site.inputs])?);
-        }
-        let largest = match is_block(scheme) {
-            true => weights.iter().map(|w| Values::from(w).max_abs()).fold(0.0f32, f32::max),
-            false => 0.0,
+    let model = job.model;
+    let out = &mut output;
+    // Reading the next tap and writing the last layer go on beside the work, and so does what is only copied; channels without a buffer bound what is held.
+    thread::scope(|scope| {
+        let (read, weights) = sync_channel(0);
+        let (give_back, returned) = channel();
+        let taps = &taps;
+        scope.spawn(move || {
+            let mut spare = Vec::new();
+            for sites in taps {
+                spare.extend(returned.try_iter());
+                if read.send(read_tap(model, sites, &mut spare)).is_err() {
+                    return;
+                }
+            }
+        });
+        let (done, tensors) = sync_channel::<Tensors>(0);
+        let writing = scope.spawn(move || -> Result<(), QuantizeError> {
+            let write = |writer: &mut CheckpointWriter, layer: Tensors| -> Result<(), QuantizeError> {
+                Ok(layer.iter().try_for_each(|(name, bytes)| writer.write(name, bytes))?)
+            };
+            out.copy_rest(|writer| tensors.try_iter().try_for_each(|layer| write(writer, layer)))?;
+            tensors.iter().try_for_each(|layer| write(&mut out.writer, layer))
+        });
+        let work = || -> Result<(), QuantizeError> {
+            for (t, (sites, weights)) in taps.iter().zip(weights).enumerate() {
+                let weights = weights?;
+                let largest = match is_block(scheme) {
+                    true => weights.iter().map(|w| Values::from(w).max_abs()).fold(0.0f32, f32::max),
+                    false => 0.0,
+                };
+                for (site, weight) in sites.iter().zip(weights) {
+                    let (tensors, report) = quantize(job, &layer, scheme, site, &weight, largest)?;
+                    let _ = give_back.send(weight); // Unless the reader is at its end.
+                    layers.push(report);
+                    if done.send(tensors).is_err() {
+                        return Ok(()); // The writer has stopped at an error, which is the answer.
+                    }
+                }
+                progress.advance(sites.len());
+                if progress.stopped() {
+                    return Err(QuantizeError::Stopped(t / 4));
+                }
+            }
+            Ok(())
         };
-        for (site, weight) in sites.iter().zip(weights) {
-            layers.push(quantize(job, &layer, scheme, site, weight, largest, &mut output.writer)?);
-        }
-        progress.advance(sites.len());
-        if progress.stopped() {
-            return Err(QuantizeError::Stopped(t / 4));
-        }
-    }
+        let worked = work();
+        drop(done);
+        let written = writing.join().unwrap_or_else(|panic| resume_unwind(panic));
+        written.and(worked)
+    })?;
     output.finish(id, layers)
 }
 
-/// Quantizes one layer and writes its tensors.
+/// Names and bytes of a layer's tensors.
+type Tensors = Vec<(String, Vec<u8>)>;
+
+/// The stored weights of one tap, in the memory of spare tensors where there is a large enough one.
+fn read_tap(
+    model: &Model,
+    sites: &[&Site],
+    spare: &mut Vec<RawTensor>,
+) -> Result<Vec<RawTensor>, QuantizeError> {
+    let read = |site: &&Site| {
+        // A tied output layer is the embedding.
+        let own = format!("{}.weight", site.name);
+        let tensor = if model.checkpoint.contains(&own) { &own } else { &model.architecture.embedding };
+        let fits = |t: &RawTensor| t.len() >= site.outputs * site.inputs;
+        let place = (0..spare.len()).filter(|&i| fits(&spare[i])).min_by_key(|&i| spare[i].len());
+        let memory = place.map(|i| spare.swap_remove(i));
+        if memory.is_none() {
+            spare.clear(); // What is too small for one layer is not kept for another.
+        }
+        Ok(model.checkpoint.read_raw_into(tensor, &[site.outputs, site.inputs], memory)?)
+    };
+    sites.iter().map(read).collect()
+}
+
+/// Quantizes one layer: its tensors, and what is said of it.
 fn quantize(
     job: &Job,
     layer: &LayerScheme,
     scheme: Scheme,
     site: &Site,
-    weight: RawTensor,
+    weight: &RawTensor,
     largest: f32,
-    writer: &mut CheckpointWriter,
-) -> Result<LayerReport, QuantizeError> {
+) -> Result<(Tensors, LayerReport), QuantizeError> {
     let (name, rows, cols) = (&site.name, site.outputs, site.inputs);
     let input = job.recipe.input_scheme.map(|s| InputQuantizer::dynamic(s, 1.0, cols)).transpose()?;
     let (error, signal, report);
+    let tensors: Tensors;
     if is_block(scheme) {
         let blocks = Blocks::new(scheme, largest, job.recipe.scales)?;
-        let coded = blocks.encode(Values::from(&weight), cols, &[]);
+        let coded = blocks.encode(Values::from(weight), cols, &[]);
         let specs = layer.tensors(name, rows, cols);
-        let tensor_scale = blocks.tensor_scale.to_le_bytes();
-        let tensors = [coded.codes.as_slice(), coded.scales.as_slice(), tensor_scale.as_slice()];
-        for (spec, bytes) in specs.iter().zip(tensors) {
-            writer.write(&spec.name, bytes)?;
-        }
         (error, signal) = (coded.error, coded.signal);
         let mut used = [false; 256];
         coded.scales.iter().for_each(|&b| used[usize::from(b)] = true);
         let scales = (0..=255u8).filter(|&b| used[usize::from(b)]).filter_map(|b| scheme.scale.from_byte(b));
         report = WeightReport::new(scheme, scales.map(|s| s * blocks.tensor_scale));
+        let bytes = [coded.codes, coded.scales, blocks.tensor_scale.to_le_bytes().to_vec()];
+        tensors = specs.into_iter().map(|s| s.name).zip(bytes).collect();
     } else {
-        let values = weight.into_f32();
+        let mut values = vec![0.0; rows * cols];
+        Values::from(weight).read(0, &mut values);
         let matrix = QuantizedMatrix::quantize_max(name, &values, rows, cols, scheme)?;
         let mut difference = matrix.dequantize();
         difference.iter_mut().zip(&values).for_each(|(d, v)| *d -= v);
         (error, signal) = (sum_of_squares(&difference), sum_of_squares(&values));
         report = WeightReport::new(scheme, matrix.scales.iter().copied());
         let stored = StoredLayer { weight: Some(matrix), input: input.clone() };
-        for (spec, bytes) in stored.tensors(name) {
-            writer.write(&spec.name, &bytes)?;
-        }
+        tensors = stored.tensors(name).into_iter().map(|(spec, bytes)| (spec.name, bytes)).collect();
     }
     let bytes: u64 = layer.tensors(name, rows, cols).iter().filter_map(|t| t.dtype.byte_len(&t.shape)).sum();
     let count = (rows * cols).max(1) as f64;
-    Ok(LayerReport {
+    let report = LayerReport {
         name: name.clone(),
         shape: [rows, cols],
         bits: 8 * bytes,
@@ -113,5 +167,6 @@ fn quantize(
         error: error / count,
         signal: signal / count,
         relative_error: if signal > 0.0 { error / signal } else { 0.0 },
-    })
+    };
+    Ok((tensors, report))
 }

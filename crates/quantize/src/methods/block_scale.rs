@@ -149,7 +149,8 @@ impl Values<'_> {
         (0..self.len().div_ceil(PIECE)).into_par_iter().map(|i| largest(i * PIECE)).reduce(|| 0.0, f32::max)
     }
 
-    fn read(self, from: usize, out: &mut [f32]) {
+    /// Writes the values from number `from` on.
+    pub(crate) fn read(self, from: usize, out: &mut [f32]) {
         let n = out.len();
         match self {
             Self::F32(v) => out.copy_from_slice(&v[from..from + n]),
@@ -196,11 +197,11 @@ impl Blocks {
         let piece = cols * (8 * PIECE / cols.max(1)).max(1);
         let parts = codes.par_chunks_mut(piece / 2).zip(scales.par_chunks_mut(piece / n)).enumerate();
         let sums: Vec<(f64, f64)> = parts
-            .map(|(i, (codes, scales))| {
-                let mut x = vec![0.0; 2 * codes.len()];
-                values.read(i * piece, &mut x);
-                let error = self.quantizer.quantize(&x, cols, energy, codes, scales);
-                (error, halfbyte_tensor::sum_of_squares(&x))
+            .map_init(Vec::new, |x, (i, (codes, scales))| {
+                x.resize(2 * codes.len(), 0.0);
+                values.read(i * piece, x);
+                let error = self.quantizer.quantize(x, cols, energy, codes, scales);
+                (error, halfbyte_tensor::sum_of_squares(x))
             })
             .collect();
         let error = sums.iter().map(|s| s.0).sum();
