@@ -6,7 +6,7 @@ use halfbyte_fuzz::{bounded, file_of};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
-    let file = file_of(data);
+    let file = file_of(data, ".safetensors");
     bounded(data.len(), 64, 64 << 10, || {
         let Ok(opened) = SafetensorsFile::open(file.path()) else { return };
         for tensor in opened.tensors() {

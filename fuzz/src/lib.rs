@@ -2,19 +2,19 @@
 
 use peak_alloc::PeakAlloc;
 use std::io::Write;
-use tempfile::NamedTempFile;
+use tempfile::{Builder, NamedTempFile};
 
 #[global_allocator]
 static MEMORY: PeakAlloc = PeakAlloc;
 
-/// A file that holds `data`, in memory where the system has a folder for that.
+/// A file that holds `data`, its name with this ending, in memory where the system has a folder for that.
 ///
 /// # Panics
 /// If it cannot be written.
-pub fn file_of(data: &[u8]) -> NamedTempFile {
+pub fn file_of(data: &[u8], ending: &str) -> NamedTempFile {
     let shm = std::path::Path::new("/dev/shm");
     let dir = if shm.is_dir() { shm.to_path_buf() } else { std::env::temp_dir() };
-    let mut file = NamedTempFile::new_in(dir).expect("a temporary file");
+    let mut file = Builder::new().suffix(ending).tempfile_in(dir).expect("a temporary file");
     file.write_all(data).expect("room for a temporary file");
     file
 }

@@ -309,7 +309,7 @@ const FLOATS: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::BF16];
 
 /// The shape in which the folder has scales that we would write as `spec`; other tools drop dimensions of 1.
 fn found_shape(checkpoint: &Checkpoint, spec: &TensorSpec) -> Result<Vec<usize>, CheckpointError> {
-    let info = checkpoint.file_of(&spec.name)?.find(&spec.name)?;
+    let info = checkpoint.find(&spec.name)?;
     let real = |shape: &[usize]| shape.iter().copied().filter(|&n| n != 1).collect::<Vec<_>>();
     let same = real(&info.shape) == real(&spec.shape);
     Ok(if same { info.shape.clone() } else { spec.shape.clone() })

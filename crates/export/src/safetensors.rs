@@ -28,7 +28,7 @@ pub(crate) fn write(
     }
     let copies: Vec<&str> = source.names().filter(|n| !ours.contains(*n)).collect();
     for name in &copies {
-        let info = source.file_of(name)?.find(name)?;
+        let info = source.find(name)?;
         specs.push(TensorSpec::new(*name, info.dtype, info.shape.clone()));
     }
     let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
@@ -44,7 +44,7 @@ pub(crate) fn write(
         }
     }
     for name in &copies {
-        writer.copy(name, source.file_of(name)?, name)?;
+        writer.copy_from(name, source, name)?;
     }
     writer.finish()?;
 

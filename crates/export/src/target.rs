@@ -92,6 +92,34 @@ impl FromStr for Target {
     }
 }
 
+/// How a GGUF file has the matrices that are not quantized: the embedding, the output layer, layers that were kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Rest {
+    /// As the folder stores them.
+    #[default]
+    AsStored,
+    /// Single precision.
+    F32,
+    /// Half precision.
+    F16,
+    /// Brain float.
+    Bf16,
+    /// Bytes in blocks of 32 with a half-precision scale: 8.5 bits a value.
+    Q8_0,
+}
+
+impl Rest {
+    pub(crate) fn kind(self) -> Option<GgufType> {
+        match self {
+            Self::AsStored => None,
+            Self::F32 => Some(GgufType::F32),
+            Self::F16 => Some(GgufType::F16),
+            Self::Bf16 => Some(GgufType::BF16),
+            Self::Q8_0 => Some(GgufType::Q8_0),
+        }
+    }
+}
+
 /// Which layers are quantized, all in one way, and which stay as they are.
 #[derive(Clone, Debug)]
 pub struct Plan {

@@ -3,6 +3,7 @@
 use crate::ModelError;
 use crate::config::{Config, invalid, unsupported};
 use halfbyte_tensor::Rotary;
+use serde_json::Value;
 use std::f64::consts::PI;
 
 /// Rotary frequencies of one model.
@@ -96,6 +97,18 @@ impl Rope {
                 amplitude = yarn_amplitude(&scaling, factor)?;
                 let keep = yarn_ramp(&scaling, theta, head_dim, original)?;
                 plain.zip(keep).map(|(f, keep)| f / factor * (1.0 - keep) + f * keep).collect()
+            }
+            // llama.cpp's form of any of these: what each plain frequency is divided by.
+            "divided" => {
+                let list = scaling.get("divisors").and_then(|v| v.as_array());
+                let divisors: Vec<f64> = list.into_iter().flatten().filter_map(Value::as_f64).collect();
+                if divisors.len() != pairs || !divisors.iter().all(|&d| d > 0.0) {
+                    return Err(invalid(
+                        "rope_parameters.divisors",
+                        format!("not a list of {pairs} positive numbers"),
+                    ));
+                }
+                plain.zip(divisors).map(|(f, d)| f / d).collect()
             }
             other => return Err(unsupported("rope_type", other)),
         };

@@ -266,7 +266,7 @@ fn check_shapes(model: &Model, recipe: &Recipe) -> Result<(), QuantizeError> {
 /// Bytes of the tensors that the output takes over as they are; the choice is that of the job's last step.
 fn copied_bytes(model: &Model, sites: &[PlannedSite], embedding_coded: bool) -> Result<u64, CheckpointError> {
     let (a, source) = (&model.architecture, &model.checkpoint);
-    let bytes = |tensor: &str| Ok::<u64, CheckpointError>(source.file_of(tensor)?.find(tensor)?.bytes);
+    let bytes = |tensor: &str| Ok::<u64, CheckpointError>(source.find(tensor)?.bytes);
     let coded: std::collections::HashSet<&str> =
         sites.iter().filter(|s| s.coded()).map(|s| s.name.as_str()).collect();
     let is_coded = |tensor: &str| {
@@ -330,7 +330,7 @@ impl Shape<'_> {
     /// Bytes of a layer's weight as stored in the checkpoint.
     fn stored_weight(&self, name: &str) -> Result<u64, CheckpointError> {
         let tensor = format!("{name}.weight");
-        Ok(self.model.checkpoint.file_of(&tensor)?.find(&tensor)?.bytes)
+        Ok(self.model.checkpoint.find(&tensor)?.bytes)
     }
 
     /// The largest of all moments.

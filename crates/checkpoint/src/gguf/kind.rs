@@ -27,16 +27,8 @@ pub enum GgufType {
 
 impl GgufType {
     /// All of them.
-    pub(super) const ALL: [Self; 8] = [
-        Self::F32,
-        Self::F16,
-        Self::BF16,
-        Self::Q4_0,
-        Self::Q4_1,
-        Self::Q8_0,
-        Self::Mxfp4,
-        Self::Nvfp4,
-    ];
+    pub(super) const ALL: [Self; 8] =
+        [Self::F32, Self::F16, Self::BF16, Self::Q4_0, Self::Q4_1, Self::Q8_0, Self::Mxfp4, Self::Nvfp4];
 
     /// ggml's name and number, the values of a block and its bytes.
     pub(super) fn layout(self) -> (&'static str, u32, u64, u64) {
@@ -181,7 +173,8 @@ mod tests {
 
     #[test]
     fn q8_0_is_within_half_a_step() {
-        let values: Vec<f32> = (0..64).map(|i| (i as f32 * 1.7).sin() * if i < 32 { 3.0 } else { 1e-3 }).collect();
+        let values: Vec<f32> =
+            (0..64).map(|i| (i as f32 * 1.7).sin() * if i < 32 { 3.0 } else { 1e-3 }).collect();
         let blocks = GgufType::Q8_0.blocks(&values).unwrap();
         let mut back = vec![0.0; 64];
         GgufType::Q8_0.values(&blocks, &mut back);

@@ -70,14 +70,18 @@ impl GgufModel {
             if name.ends_with(".scale") || name.ends_with(".input_scale") || name == ROPE_FACTORS {
                 continue;
             }
-            let hf = from_gguf(name)
-                .ok_or_else(|| wrong(format!("there is no place for the tensor {name} in a {}", meta.arch)))?;
+            let hf = from_gguf(name).ok_or_else(|| {
+                wrong(format!("there is no place for the tensor {name} in a {}", meta.arch))
+            })?;
             let mut shape = Vec::with_capacity(tensor.dims.len());
             for &dim in tensor.dims.iter().rev() {
-                shape.push(usize::try_from(dim).map_err(|_| wrong(format!("{name} has a dimension of {dim}")))?);
+                shape.push(
+                    usize::try_from(dim).map_err(|_| wrong(format!("{name} has a dimension of {dim}")))?,
+                );
             }
             let dtype = tensor.kind.dtype().unwrap_or(Dtype::F32);
-            let bytes = dtype.byte_len(&shape).ok_or_else(|| wrong(format!("{name} has the shape {shape:?}")))?;
+            let bytes =
+                dtype.byte_len(&shape).ok_or_else(|| wrong(format!("{name} has the shape {shape:?}")))?;
             let heads = interleaved_heads(&meta.arch, &hf, meta.heads, meta.kv_heads);
             let rows = shape.first().copied().unwrap_or(1);
             if heads.is_some_and(|h| h == 0 || !rows.is_multiple_of(2 * h)) {
@@ -99,6 +103,12 @@ impl GgufModel {
             }
         }
         names.join(" and ")
+    }
+
+    /// The name of a tensor's type and its bytes.
+    pub(crate) fn stored_as(&self, source: &GgufSource) -> (String, u64) {
+        let bytes = self.file.tensor(&source.name).and_then(|t| t.kind.bytes(&t.dims));
+        (source.kind.to_string(), bytes.unwrap_or(0))
     }
 
     /// All values of a tensor, finite, in Hugging Face's order.
@@ -187,7 +197,8 @@ impl<'a> Metadata<'a> {
             return Err(format!("it is one of {n} parts; join them first (llama-gguf-split --merge)"));
         }
         let prefix = format!("{arch}.");
-        let strange = values.iter().find(|(k, _)| k.strip_prefix(&prefix).is_some_and(|k| !KEYS.contains(&k)));
+        let strange =
+            values.iter().find(|(k, _)| k.strip_prefix(&prefix).is_some_and(|k| !KEYS.contains(&k)));
         if let Some((key, value)) = strange {
             return Err(format!(
                 "{key} = {value:?} is not implemented; refusing rather than computing something else"
@@ -203,7 +214,10 @@ impl<'a> Metadata<'a> {
     }
 
     fn get(&self, key: &str) -> Option<&'a GgufValue> {
-        self.values.iter().find(|v| v.0.strip_prefix(&self.arch).is_some_and(|k| k == format!(".{key}"))).map(|v| &v.1)
+        self.values
+            .iter()
+            .find(|v| v.0.strip_prefix(&self.arch).is_some_and(|k| k == format!(".{key}")))
+            .map(|v| &v.1)
     }
 
     fn size(&self, key: &str) -> Result<usize, String> {
@@ -251,7 +265,9 @@ impl<'a> Metadata<'a> {
         };
         for key in ["attention.value_length", "rope.dimension_count"] {
             if self.get(key).is_some() && self.size(key)? != head_dim {
-                return Err(format!("{arch}.{key} is not the {head_dim} channels of a head, which is not implemented"));
+                return Err(format!(
+                    "{arch}.{key} is not the {head_dim} channels of a head, which is not implemented"
+                ));
             }
         }
         let has = |name: &str| file.tensor(name).is_some();

@@ -80,7 +80,8 @@ mod tests {
             assert_eq!(to_gguf(ours).as_deref(), Some(theirs));
             assert_eq!(from_gguf(theirs).as_deref(), Some(ours));
         }
-        for unknown in ["model.layers.0.moe.weight", "something", "blk.x.ffn_up.weight", "blk.0.ffn_up.scale"] {
+        for unknown in ["model.layers.0.moe.weight", "something", "blk.x.ffn_up.weight", "blk.0.ffn_up.scale"]
+        {
             assert_eq!((to_gguf(unknown), from_gguf(unknown)), (None, None));
         }
     }

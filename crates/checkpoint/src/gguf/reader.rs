@@ -239,7 +239,10 @@ fn parse(head: &[u8], len: u64) -> Parsed<Header> {
     for (name, dims, kind, offset) in infos {
         let kind = GgufType::ALL.into_iter().find(|k| k.layout().1 == kind).ok_or_else(|| {
             let names: Vec<String> = GgufType::ALL.iter().map(|k| k.to_string()).collect();
-            format!("tensor {name} has ggml's type {kind}, which is not read; those read are {}", names.join(", "))
+            format!(
+                "tensor {name} has ggml's type {kind}, which is not read; those read are {}",
+                names.join(", ")
+            )
         })?;
         let bytes =
             kind.bytes(&dims).ok_or_else(|| format!("tensor {name} has the impossible shape {dims:?}"))?;

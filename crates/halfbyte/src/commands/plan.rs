@@ -17,7 +17,7 @@ const WINDOW: usize = 512;
 
 pub(crate) fn run(args: &PlanArgs, every_layer: bool) -> anyhow::Result<()> {
     system::use_threads(args.machine.threads)?;
-    let model = open_original(&args.model)?;
+    let model = open_original(&args.model, args.requantize)?;
     let recipe = recipes::chosen(&args.recipe, &model.architecture)?;
     let text_windows = args.calibration.calibration_windows;
     let windows = text_windows + recipe.coverage_windows(text_windows);
@@ -41,6 +41,7 @@ pub(crate) fn run(args: &PlanArgs, every_layer: bool) -> anyhow::Result<()> {
     text += &if every_layer { layers(&plan) } else { kinds(&plan) };
     writeln!(text)?;
     text += &headline(&plan)?;
+    text += &source_line(&model);
     writeln!(
         text,
         "time           about {} here, with {} threads",
@@ -55,15 +56,25 @@ pub(crate) fn run(args: &PlanArgs, every_layer: bool) -> anyhow::Result<()> {
     output::print(&text)
 }
 
-/// Opens a model that is to be quantized.
-pub(crate) fn open_original(dir: &std::path::Path) -> anyhow::Result<Model> {
+/// Opens a model that is to be quantized. One that is quantized already is taken only where the user asks for it.
+pub(crate) fn open_original(dir: &std::path::Path, requantize: bool) -> anyhow::Result<Model> {
     let model = Model::open(dir).with_context(|| format!("cannot use the model {}", dir.display()))?;
-    match &model.manifest {
-        Some(_) => Err(Failure::new(format!("{} is already quantized", dir.display()))
-            .hint("give the full-precision checkpoint it was made from")
+    match (&model.manifest, &model.values_of) {
+        (None, None) => Ok(model),
+        _ if requantize => Ok(model.dequantized()?),
+        _ => Err(Failure::new(format!("{} is already quantized", dir.display()))
+            .hint(
+                "give the full-precision checkpoint it was made from; or --requantize, which starts from its rounded weights",
+            )
             .into()),
-        None => Ok(model),
     }
+}
+
+/// A line that says so if the model is itself a quantized one.
+pub(crate) fn source_line(model: &Model) -> String {
+    let line =
+        |form| format!("source         the rounded weights of {form}; errors are measured against them\n");
+    model.values_of.as_ref().map_or_else(String::new, line)
 }
 
 /// The calibration window, checked against the model's context.
