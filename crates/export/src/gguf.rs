@@ -1,11 +1,13 @@
 //! One GGUF file for llama.cpp: block weights as they are, everything else as stored, norms and biases in f32.
 
 use crate::safetensors::layer;
+use crate::target::gguf_type;
 use crate::tokenizer;
 use crate::{ExportError, OnLayer, Plan, Rest, Target};
-use halfbyte_checkpoint::TensorSpec;
 use halfbyte_checkpoint::gguf::names::{self, source_row};
 use halfbyte_checkpoint::gguf::{self, GgufFile, GgufTensor, GgufType, GgufValue, GgufWriter};
+use halfbyte_checkpoint::{LayerScheme, TensorSpec};
+use halfbyte_formats::Scheme;
 use halfbyte_model::{Architecture, Model, Site};
 use serde_json::Value;
 use std::ffi::OsStr;
@@ -54,12 +56,11 @@ pub(crate) fn write(
 ) -> Result<(), ExportError> {
     let a = &model.architecture;
     let cannot = |message: String| ExportError::Cannot { target, message };
-    let block = if target == Target::GgufNvfp4 { GgufType::Nvfp4 } else { GgufType::Mxfp4 };
     let mut tensors: Vec<(GgufTensor, Source)> = Vec::new();
     let ours: std::collections::HashSet<String> = plan
         .layers
         .iter()
-        .flat_map(|s| plan.scheme.tensors(&s.name, s.outputs, s.inputs))
+        .flat_map(|(s, scheme)| scheme.tensors(&s.name, s.outputs, s.inputs))
         .map(|t: TensorSpec| t.name)
         .collect();
     for tensor in model.checkpoint.names().filter(|n| !ours.contains(*n)) {
@@ -90,7 +91,8 @@ pub(crate) fn write(
         let bytes = floats(&factors);
         tensors.push((GgufTensor::new("rope_freqs.weight", GgufType::F32, dims), Source::Bytes(bytes)));
     }
-    for site in &plan.layers {
+    for (site, scheme) in &plan.layers {
+        let block = scheme.weight.map_or(GgufType::Mxfp4, gguf_type);
         let to = names::to_gguf(&format!("{}.weight", site.name))
             .ok_or_else(|| cannot(format!("there is no place for the layer {}", site.name)))?;
         let base = to.trim_end_matches(".weight").to_owned();
@@ -111,7 +113,11 @@ pub(crate) fn write(
     }
     // In the order of the network, as converters write them.
     tensors.sort_by_cached_key(|(t, _)| order(&t.name));
-    let values = metadata(model, target).map_err(cannot)?;
+    // llama.cpp's LLAMA_FTYPE_MOSTLY_NVFP4 and _MXFP4_MOE, the only one it has for MXFP4: that of most layers.
+    let is_nvfp4 = |l: &&(Site, LayerScheme)| l.1.weight == Some(Scheme::NVFP4);
+    let nvfp4 = plan.layers.iter().filter(is_nvfp4).count();
+    let file_type = if 2 * nvfp4 >= plan.layers.len() { 39 } else { 38 };
+    let values = metadata(model, file_type).map_err(cannot)?;
 
     let file_name = format!("{}.gguf", name.to_string_lossy());
     let path = dir.join(file_name);
@@ -305,7 +311,7 @@ fn rope_factors(a: &Architecture, config: &Value) -> Result<Option<Vec<f32>>, St
 }
 
 /// Keys and values of the header.
-fn metadata(model: &Model, target: Target) -> Result<Vec<(String, GgufValue)>, String> {
+fn metadata(model: &Model, file_type: u32) -> Result<Vec<(String, GgufValue)>, String> {
     use GgufValue::{F32, Text, U32};
     let (a, config) = (&model.architecture, model.checkpoint.config());
     let arch = family(a).to_owned();
@@ -319,8 +325,7 @@ fn metadata(model: &Model, target: Target) -> Result<Vec<(String, GgufValue)>, S
         ("general.architecture".to_owned(), Text(arch.clone())),
         ("general.type".to_owned(), Text("model".into())),
         ("general.name".to_owned(), Text(name)),
-        // llama.cpp's LLAMA_FTYPE_MOSTLY_NVFP4 and _MXFP4_MOE, the only one it has for MXFP4.
-        ("general.file_type".to_owned(), U32(if target == Target::GgufNvfp4 { 39 } else { 38 })),
+        ("general.file_type".to_owned(), U32(file_type)),
         ("general.quantization_version".to_owned(), U32(2)),
     ];
     let mut of_arch = |key: &str, value| values.push((format!("{arch}.{key}"), value));

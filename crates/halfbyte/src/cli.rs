@@ -272,7 +272,8 @@ Examples:
   halfbyte export SmolLM2-nvfp4 --out SmolLM2-gguf --to gguf-nvfp4 --rest q8_0
   halfbyte export SmolLM2-nvfp4 --out exports --to vllm-nvfp4,modelopt,gguf-nvfp4     # a subfolder each
 
-Targets: vllm-nvfp4, vllm-mxfp4, vllm-fp8, vllm-int (compressed-tensors), modelopt, gguf-nvfp4, gguf-mxfp4. Every file is \
+Targets: vllm-nvfp4, vllm-mxfp4, vllm-fp8, vllm-int, vllm-mixed (compressed-tensors), modelopt, gguf-nvfp4, gguf-mxfp4, \
+gguf-mixed. Every file is \
 read again before the command returns, and every value compared with the source; an output that differs is removed. \
 `eval` runs all of them too, GGUF with the values of its blocks.";
 

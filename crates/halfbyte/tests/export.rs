@@ -177,6 +177,56 @@ fn quantized_models_of_other_tools_are_quantized_anew_on_request_alone() {
 }
 
 #[test]
+fn layers_choose_among_schemes_within_a_bound() {
+    let scratch = narrowed();
+    let recipe = |name: &str, text: &str| {
+        let path = scratch.path(&format!("{name}.toml"));
+        let head = "method = \"scheme\"\nweight_bits = 4\nactivation_bits = 16\nembedding_bits = 16\nkeep = [\"lm_head\"]\n";
+        fs::write(&path, format!("{head}scales = \"sweep\"\n{text}")).unwrap();
+        path.display().to_string()
+    };
+    let pair = "weight_scheme = \"e2m1/group32/e8m0\"\nalternatives = [\"e2m1/group16/e4m3\"]\n";
+    let bounded = recipe("bounded", &format!("{pair}max_bits = 4.35\n"));
+    let plan = |recipe: &str, to: &str| {
+        let mut command = halfbyte();
+        finish(command.arg("plan").arg(scratch.model()).args(["--recipe", recipe, "--to", to]))
+    };
+    plan(&bounded, "vllm-mixed,gguf-mixed").text();
+    plan(&bounded, "vllm-nvfp4").refused(&["vllm-nvfp4", "alternatives"]);
+    plan(&recipe("int", &format!("{pair}\n").replace("e2m1/group16/e4m3", "int4/group32")), "gguf-mixed")
+        .refused(&["gguf-mixed", "int4/group32"]);
+    plan(&recipe("tight", &format!("{pair}max_bits = 4.2\n")), "vllm-mixed").refused(&["max_bits", "4.25"]);
+
+    let error = |value: &Value| value["mean_relative_error"].as_f64().unwrap();
+    let out = scratch.path("bounded");
+    let value = finish(&mut quantize(&scratch.model(), &bounded, &out)).json();
+    let bits = value["bits_per_weight"].as_f64().unwrap();
+    assert!(bits > 4.3 && bits <= 4.35, "{bits}");
+    let [small, large] = ["mxfp4-w4a16", "nvfp4-w4a16"]
+        .map(|r| error(&finish(&mut quantize(&scratch.model(), r, &scratch.path(r))).json()));
+    assert!(error(&value) < small && error(&value) > large, "{value} {small} {large}");
+    // Without a bound every layer takes the better one; the same by weighted errors, where it is chosen layer by layer.
+    let free = finish(&mut quantize(&scratch.model(), &recipe("free", pair), &scratch.path("free"))).json();
+    assert!((error(&free) - large).abs() < 1e-9, "{free} {large}");
+    let mut weighted = quantize(&scratch.model(), &recipe("free", pair), &scratch.path("weighted"));
+    weighted.args(["--scales", "weighted", "--calibration-windows", "2", "--calibration"]).arg(text());
+    let weighted = finish(&mut weighted).json();
+    assert!(weighted["bits_per_weight"].as_f64().unwrap() > 4.3, "{weighted}");
+
+    let exports = scratch.path("exports");
+    let mut command = halfbyte();
+    command.arg("export").arg(&out).args(["--to", "vllm-mixed,gguf-mixed"]).arg("--out").arg(&exports);
+    finish(&mut command).text();
+    let ours = perplexity(&out);
+    assert_eq!(perplexity(&exports.join("vllm-mixed")), ours);
+    fs::copy(scratch.model().join("tokenizer.json"), exports.join("gguf-mixed/tokenizer.json")).unwrap();
+    assert_eq!(perplexity(&exports.join("gguf-mixed")), ours);
+    let mut command = halfbyte();
+    command.arg("export").arg(&out).args(["--to", "vllm-nvfp4"]).arg("--out").arg(scratch.path("no"));
+    finish(&mut command).refused(&["vllm-nvfp4"]);
+}
+
+#[test]
 fn folders_without_a_report_can_be_inspected() {
     let scratch = narrowed();
     let folder = scratch.path("q");

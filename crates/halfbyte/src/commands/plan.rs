@@ -6,6 +6,7 @@ use crate::output::{self, Table, bytes, thousands};
 use crate::{recipes, system};
 use anyhow::Context;
 use halfbyte_checkpoint::LayerScheme;
+use halfbyte_export::Target;
 use halfbyte_formats::{Element, Granularity, Scheme};
 use halfbyte_model::Model;
 use halfbyte_quantize::{Plan, PlanOptions, PlannedSite, Recipe, Speed};
@@ -24,14 +25,16 @@ pub(crate) fn run(args: &PlanArgs, every_layer: bool) -> anyhow::Result<()> {
     let window = calibration_window(&args.calibration, &model)?;
     let (plan, options) = planned(&model, &recipe, &args.calibration, windows, window)?;
     for target in &args.to {
-        let scheme = |name: &str| {
-            let planned = plan.embedding.iter().chain(&plan.sites).any(|s| s.name == name);
-            // Searched formats are no target's; any scheme that none has stands for them.
-            let searched =
-                LayerScheme { weight: Some(Scheme::new(Element::E2M1, Granularity::Channel)), input: None };
-            planned.then(|| recipe.layer_scheme().unwrap_or(searched))
-        };
-        halfbyte_export::check(&model.architecture, &scheme, *target)?;
+        if !recipe.alternatives.is_empty() && !target.is_mixed() {
+            return Err(Failure::new(format!(
+                "{target} holds one scheme, and the recipe's alternatives let every layer choose"
+            ))
+            .hint("vllm-mixed and gguf-mixed hold several; or leave out alternatives")
+            .into());
+        }
+        for choice in recipe.choices() {
+            check(&model, &recipe, &plan, choice, *target)?;
+        }
     }
     let seconds = plan.work.seconds(Speed::measure());
     if args.output.json {
@@ -54,6 +57,29 @@ pub(crate) fn run(args: &PlanArgs, every_layer: bool) -> anyhow::Result<()> {
         writeln!(text, "  {name:<18} {:>10}", bytes(*size))?;
     }
     output::print(&text)
+}
+
+/// What a target cannot hold, if layers that choose get `choice`, is refused.
+fn check(
+    model: &Model,
+    recipe: &Recipe,
+    plan: &Plan,
+    choice: LayerScheme,
+    target: Target,
+) -> anyhow::Result<()> {
+    // Searched formats are no target's; any scheme that none has stands for them.
+    let searched =
+        LayerScheme { weight: Some(Scheme::new(Element::E2M1, Granularity::Channel)), input: None };
+    let scheme = |name: &str| {
+        let planned = plan.embedding.iter().chain(&plan.sites).any(|s| s.name == name);
+        planned.then(|| match recipe.layer_scheme(name) {
+            Some(_) if !recipe.alternatives.is_empty() => choice,
+            Some(own) => own,
+            None => searched,
+        })
+    };
+    halfbyte_export::check(&model.architecture, &scheme, target)?;
+    Ok(())
 }
 
 /// Opens a model that is to be quantized. One that is quantized already is taken only where the user asks for it.
