@@ -6,7 +6,8 @@ use crate::linear::{Linear, Weight};
 use crate::{ModelError, Tokenizer};
 use halfbyte_checkpoint::{Checkpoint, Manifest, StoredLayer};
 use halfbyte_tensor::{Matrix, Precision};
-use std::path::Path;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 
 /// A model folder. Nothing but headers is read until a part is asked for, so that memory holds one block at a time.
 pub struct Model {
@@ -16,6 +17,10 @@ pub struct Model {
     pub checkpoint: Checkpoint,
     /// What is quantized and how; `None` for an ordinary checkpoint.
     pub manifest: Option<Manifest>,
+    /// In what form the weights are stored, where they are the values of a quantized model and are computed with as such.
+    pub values_of: Option<String>,
+    /// A tokenizer.json from elsewhere.
+    pub tokenizer_file: Option<PathBuf>,
 }
 
 impl Model {
@@ -27,7 +32,29 @@ impl Model {
         let checkpoint = Checkpoint::open(dir)?;
         let manifest = Manifest::of(&checkpoint)?;
         let architecture = describe(checkpoint.config())?;
-        let model = Self { architecture, checkpoint, manifest };
+        let values_of = checkpoint.block_types().map(|types| format!("GGUF {types}"));
+        let model = Self { architecture, checkpoint, manifest, values_of, tokenizer_file: None };
+        model.check()?;
+        Ok(model)
+    }
+
+    /// The same model with its quantized weights as values in f32, as if it were an ordinary checkpoint, so that it can be
+    /// quantized anew. What it does to inputs is forgotten.
+    ///
+    /// # Errors
+    /// A weight is too large for this machine.
+    pub fn dequantized(self) -> Result<Self, ModelError> {
+        let Some(manifest) = self.manifest else { return Ok(self) };
+        let a = &self.architecture;
+        let name = manifest.recipe.get("name").and_then(|n| n.as_str()).unwrap_or("unnamed");
+        let values_of = Some(name.to_owned());
+        let mut shapes: HashMap<&str, [usize; 2]> = HashMap::new();
+        shapes.insert(a.embedding.trim_end_matches(".weight"), [a.vocabulary, a.hidden]);
+        for site in a.blocks.iter().flat_map(|b| &b.taps).flat_map(|t| &t.sites).chain([&a.head]) {
+            shapes.insert(&site.name, [site.outputs, site.inputs]);
+        }
+        let checkpoint = self.checkpoint.dequantized(manifest, |name| shapes.get(name).copied())?;
+        let model = Self { checkpoint, manifest: None, values_of, ..self };
         model.check()?;
         Ok(model)
     }
@@ -37,7 +64,10 @@ impl Model {
     /// # Errors
     /// As [`Tokenizer::open`].
     pub fn tokenizer(&self) -> Result<Tokenizer, ModelError> {
-        Tokenizer::open(self.checkpoint.dir())
+        match &self.tokenizer_file {
+            Some(path) => Tokenizer::from_file(path),
+            None => Tokenizer::open(self.checkpoint.dir()),
+        }
     }
 
     fn check(&self) -> Result<(), ModelError> {

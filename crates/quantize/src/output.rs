@@ -54,7 +54,7 @@ impl<'a> Output<'a> {
             copies.push((head_weight, a.embedding.clone()));
         }
         for (name, from) in &copies {
-            let info = source.file_of(from)?.find(from)?;
+            let info = source.find(from)?;
             specs.push(TensorSpec::new(name.clone(), info.dtype, info.shape.clone()));
         }
         let bytes = specs.iter().filter_map(|s| s.dtype.byte_len(&s.shape)).sum();
@@ -85,7 +85,7 @@ impl<'a> Output<'a> {
     ) -> Result<(), QuantizeError> {
         let (source, writer) = (&self.job.model.checkpoint, &mut self.writer);
         for (name, from) in &self.copies {
-            source.file_of(from)?.read_pieces(from, |piece| {
+            source.read_pieces(from, |piece| {
                 writer.write(name, piece)?;
                 between(writer)
             })?;

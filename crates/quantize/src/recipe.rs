@@ -8,6 +8,7 @@ use halfbyte_formats::{
 };
 use halfbyte_tensor::Precision;
 use serde::{Deserialize, Serialize, Serializer};
+use std::collections::BTreeMap;
 
 /// The method that chooses formats and scales.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,6 +58,16 @@ fn as_text<S: Serializer>(scheme: &Option<Scheme>, serializer: S) -> Result<S::O
         Some(scheme) => serializer.collect_str(scheme),
         None => serializer.serialize_none(),
     }
+}
+
+/// The same for a list.
+fn as_texts<S: Serializer>(schemes: &[Scheme], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(schemes.iter().map(Scheme::to_string))
+}
+
+/// The same for a map.
+fn as_map<S: Serializer>(schemes: &BTreeMap<String, Scheme>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(schemes.iter().map(|(name, scheme)| (name, scheme.to_string())))
 }
 
 /// The inputs that layers are calibrated on.
@@ -131,6 +142,16 @@ pub struct Recipe {
     /// How inputs are quantized, for `method = "scheme"`; nothing if they are left alone.
     #[serde(serialize_with = "as_text", skip_serializing_if = "Option::is_none")]
     pub input_scheme: Option<Scheme>,
+    /// Schemes that weights may have instead of `weight_scheme`, for `method = "scheme"`: the layers that share an input
+    /// take the one of least error. Inputs, where they are quantized, follow their weights.
+    #[serde(serialize_with = "as_texts", skip_serializing_if = "Vec::is_empty")]
+    pub alternatives: Vec<Scheme>,
+    /// With `alternatives`: most stored bits of a weight, on average over all quantized layers, scales included.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_bits: Option<f32>,
+    /// Schemes of weights by parts of layer names, instead of `weight_scheme`; the longest part that fits counts.
+    #[serde(serialize_with = "as_map", skip_serializing_if = "BTreeMap::is_empty")]
+    pub schemes: BTreeMap<String, Scheme>,
     /// How the scales of weights are chosen, for `method = "scheme"`.
     pub scales: Scales,
     /// Layers left in full precision: `lm_head`, `embedding`, or parts of names such as `down_proj` or `layers.0.`.
@@ -186,6 +207,9 @@ impl Default for Recipe {
             embedding_bits: 4,
             weight_scheme: None,
             input_scheme: None,
+            alternatives: Vec::new(),
+            max_bits: None,
+            schemes: BTreeMap::new(),
             scales: Scales::Absmax,
             keep: Vec::new(),
             calibration: Calibration::Sequential,
@@ -263,13 +287,43 @@ impl Recipe {
     pub fn needs_calibration(&self) -> bool {
         self.method != Method::Scheme
             || self.scales == Scales::Weighted
-            || self.input_scheme.is_some_and(InputQuantizer::has_scale)
+            || self.possible().iter().any(|s| s.input.is_some_and(InputQuantizer::has_scale))
     }
 
-    /// How linear layers are stored, where the recipe alone says so.
-    pub fn layer_scheme(&self) -> Option<LayerScheme> {
-        (self.method == Method::Scheme)
-            .then_some(LayerScheme { weight: self.weight_scheme, input: self.input_scheme })
+    /// How the linear layer `name` is stored, where the recipe alone says so; with `alternatives`, its `weight_scheme`.
+    pub fn layer_scheme(&self, name: &str) -> Option<LayerScheme> {
+        if self.method != Method::Scheme {
+            return None;
+        }
+        let dotted = format!("{name}.");
+        let named = self.schemes.iter().filter(|(part, _)| dotted.contains(part.as_str()));
+        let named = named.max_by_key(|(part, _)| part.len()).map(|(_, scheme)| *scheme);
+        Some(match named {
+            Some(weight) => self.with_input(weight),
+            None => LayerScheme { weight: self.weight_scheme, input: self.input_scheme },
+        })
+    }
+
+    /// The schemes among which layers choose: `weight_scheme` and the alternatives.
+    pub fn choices(&self) -> Vec<LayerScheme> {
+        let first = LayerScheme { weight: self.weight_scheme, input: self.input_scheme };
+        [first].into_iter().chain(self.alternatives.iter().map(|&s| self.with_input(s))).collect()
+    }
+
+    /// All schemes that a layer may get.
+    fn possible(&self) -> Vec<LayerScheme> {
+        let named = self.schemes.values().map(|&s| self.with_input(s));
+        self.choices().into_iter().chain(named).collect()
+    }
+
+    /// A weight's scheme with that of its input: the recipe's own for the recipe's own, else the same as the weight's.
+    fn with_input(&self, weight: Scheme) -> LayerScheme {
+        let input = match self.input_scheme {
+            own if Some(weight) == self.weight_scheme => own,
+            Some(_) => Some(Scheme { dynamic: true, ..weight }),
+            None => None,
+        };
+        LayerScheme { weight: Some(weight), input }
     }
 
     fn check_schemes(&self) -> Result<(), QuantizeError> {
@@ -300,13 +354,21 @@ impl Recipe {
                 "must be 16 for method = \"scheme\"; engines keep the embedding".into(),
             );
         }
-        if weight.dynamic || weight.shifts {
-            return wrong("weight_scheme", format!("{weight} is for inputs"));
+        let possible = self.possible();
+        for weight in possible.iter().filter_map(|s| s.weight) {
+            if weight.dynamic || weight.shifts {
+                return wrong("weight_scheme", format!("{weight} is for inputs"));
+            }
+            if weight.scale != ScaleFormat::F32 {
+                BlockQuantizer::new(weight, 1.0, self.scales.rule())
+                    .map_err(|e| QuantizeError::Recipe { field: "scales".into(), message: e.to_string() })?;
+            }
         }
-        if weight.scale != ScaleFormat::F32 {
-            BlockQuantizer::new(weight, 1.0, self.scales.rule())
-                .map_err(|e| QuantizeError::Recipe { field: "scales".into(), message: e.to_string() })?;
-        } else if self.scales != Scales::Absmax {
+        if let Some(bits) = self.max_bits.filter(|b| !(*b > 0.0 && *b <= 32.0)) {
+            return wrong("max_bits", format!("{bits} is not between 0 and 32"));
+        }
+        let coded = |s: &LayerScheme| s.weight.is_some_and(|w| w.scale != ScaleFormat::F32);
+        if self.scales != Scales::Absmax && !possible.iter().any(coded) {
             return wrong(
                 "scales",
                 format!(
@@ -314,7 +376,7 @@ impl Recipe {
                 ),
             );
         }
-        if let Some(input) = self.input_scheme {
+        for input in possible.iter().filter_map(|s| s.input) {
             // 32 channels are whole blocks of any kind.
             let computed = match input.dynamic {
                 true => InputQuantizer::dynamic(input, 1.0, 32).map(|_| ()).map_err(|e| e.to_string()),
@@ -414,6 +476,9 @@ impl Recipe {
             _ if self.weight_scheme.is_some() || self.input_scheme.is_some() => {
                 return wrong("weight_scheme", "and input_scheme go with method = \"scheme\"".into());
             }
+            _ if !self.alternatives.is_empty() || !self.schemes.is_empty() || self.max_bits.is_some() => {
+                return wrong("alternatives", "schemes and max_bits go with method = \"scheme\"".into());
+            }
             _ => {}
         }
         if self.rounds == 0 || self.rounds > 100 {
@@ -487,6 +552,29 @@ mod tests {
     fn an_unknown_name_lists_the_known() {
         let error = Recipe::named("fpq-w3a3").unwrap_err().to_string();
         assert!(error.contains("fpq-w3a3") && error.contains("minmax-int-w4a4"), "{error}");
+    }
+
+    #[test]
+    fn layers_may_have_schemes_of_their_own() {
+        let recipe = Recipe {
+            schemes: BTreeMap::from([
+                ("down_proj".into(), Scheme::MXFP4),
+                ("layers.0.mlp.down_proj".into(), "e4m3fn/channel".parse().unwrap()),
+            ]),
+            ..Recipe::named("nvfp4-w4a4").unwrap()
+        };
+        recipe.check().unwrap();
+        let of = |name: &str| {
+            let scheme = recipe.layer_scheme(name).unwrap();
+            (scheme.weight.unwrap().to_string(), scheme.input.unwrap().to_string())
+        };
+        let pair = |w: &str| (w.to_owned(), format!("{w}/dynamic"));
+        assert_eq!(of("model.layers.0.mlp.up_proj"), pair("e2m1/group16/e4m3"));
+        assert_eq!(of("model.layers.1.mlp.down_proj"), pair("e2m1/group32/e8m0"));
+        assert_eq!(of("model.layers.0.mlp.down_proj"), pair("e4m3fn/channel"));
+        // Integers in groups have no inputs that could be computed.
+        let int4 = Recipe { alternatives: vec!["int4/group32".parse().unwrap()], ..recipe };
+        assert!(int4.check().unwrap_err().to_string().contains("int4/group32/dynamic"));
     }
 
     #[test]

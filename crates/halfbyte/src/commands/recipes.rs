@@ -62,6 +62,12 @@ const FIELDS: &[(&str, &str)] = &[
         "for method = \"scheme\": element/granularity/scale format, as e2m1/group16/e4m3 (NVFP4)",
     ),
     ("input_scheme", "the same for inputs, as e2m1/group16/e4m3/dynamic; leave out for 16 bits"),
+    (
+        "alternatives",
+        "schemes that weights may have instead: the layers that share an input take the one of least error",
+    ),
+    ("max_bits", "with alternatives: most stored bits of a weight on average, scales included"),
+    ("[schemes]", "schemes of weights by parts of layer names, as down_proj = \"e4m3fn/channel\""),
     ("scales", "of weights, for method = \"scheme\": absmax, round-up, four-over-six, sweep or weighted"),
     ("weight_bits", "of linear layers: 4, 6, 8, or 16 to leave them alone"),
     ("activation_bits", "of the inputs of linear layers: 4, 6, 8, or 16"),
