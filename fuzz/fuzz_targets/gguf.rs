@@ -1,26 +1,26 @@
 #![no_main]
-//! A GGUF file: the header is checked, then every tensor is read.
+//! A GGUF file: the header is checked and every tensor read, as bytes; then the same as a checkpoint, as values.
 
+use halfbyte_checkpoint::Checkpoint;
 use halfbyte_checkpoint::gguf::GgufFile;
+use halfbyte_fuzz::{bounded, file_of};
 use libfuzzer_sys::fuzz_target;
-use std::io::Write;
 
 fuzz_target!(|data: &[u8]| {
-    let Ok(mut file) = tempfile::NamedTempFile::new_in(memory()) else { return };
-    if file.write_all(data).is_err() {
-        return;
-    }
-    if let Ok(opened) = GgufFile::open(file.path()) {
+    let file = file_of(data, ".gguf");
+    bounded(data.len(), 32, 64 << 10, || {
+        let Ok(opened) = GgufFile::open(file.path()) else { return };
         for name in opened.names() {
             if let Ok(bytes) = opened.read(name) {
                 assert!(bytes.len() <= data.len());
             }
         }
-    }
+    });
+    // Four bits become 32.
+    bounded(data.len(), 64, 64 << 10, || {
+        let Ok(checkpoint) = Checkpoint::open(file.path()) else { return };
+        for info in checkpoint.infos() {
+            let _ = checkpoint.read_raw(&info.name, &info.shape);
+        }
+    });
 });
-
-/// A folder in memory where the system has one.
-fn memory() -> std::path::PathBuf {
-    let shm = std::path::Path::new("/dev/shm");
-    if shm.is_dir() { shm.into() } else { std::env::temp_dir() }
-}

@@ -8,6 +8,7 @@ stories260K, quantizes and exports it in every form, and checks:
 - PyPI `gguf` reads the GGUF files: metadata, types, and values equal to those of halfbyte's own folder, which are decoded
   here from its documented form (docs/formats.md) by numpy alone. The values of the safetensors exports are decoded the
   same way, each from its own tensors.
+- Its quantization of the embedding is that of `export --rest`, byte by byte.
 - With --compressed-tensors (which needs torch): PyPI `compressed-tensors` decompresses the folders to exactly those
   values, and its own compression of the original weights with absmax scales gives exactly our bytes.
 """
@@ -181,6 +182,19 @@ def check_gguf(folder, source, values, original):
     print(f"  gguf: {len(found)} layers, {len(rest)} other tensors, {len(meta)} keys")
 
 
+def check_rest(path, source, kind):
+    """The embedding, rounded: bytes of PyPI `gguf`'s own quantization."""
+    from gguf import GGMLQuantizationType, GGUFReader
+    from gguf.quants import quantize
+
+    table = Raw(source / "model.safetensors")["model.embed_tokens.weight"].astype(np.float32)
+    found = {t.name: t for t in GGUFReader(path).tensors}["token_embd.weight"]
+    assert found.tensor_type.name == kind, found.tensor_type
+    wanted = quantize(table, GGMLQuantizationType[kind])
+    assert np.array_equal(wanted.reshape(-1).view(np.uint8), found.data.reshape(-1).view(np.uint8)), kind
+    print(f"  embedding in {kind}: the bytes of PyPI gguf")
+
+
 def check_compressed_tensors(folder, values, original, recipe, scales):
     import torch
     from compressed_tensors.compressors.nvfp4.helpers import unpack_fp4_from_uint8
@@ -271,6 +285,9 @@ CASES = [  # recipe, scales, targets
 ]
 
 
+RESTS = ["q8_0", "f16", "bf16", "f32"]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--binary", type=pathlib.Path, required=True)
@@ -300,6 +317,10 @@ def main():
                 run("export", folder, "--out", out, "--to", target)
                 if target.startswith("gguf"):
                     check_gguf(out, model, values, args.original)
+                    for rest in RESTS if recipe == "mxfp4-w4a16" else []:
+                        rounded = scratch / f"r{i}-{rest}"
+                        run("export", folder, "--out", rounded, "--to", target, "--rest", rest)
+                        check_rest(next(rounded.glob("*.gguf")), model, rest.upper())
                     continue
                 same(target, values, exported(out, target))
                 if args.compressed_tensors and target.startswith("vllm"):

@@ -14,7 +14,7 @@ use crate::halfbyte::scale_bytes;
 use crate::layout::{block_scales, scale_shape, with_dtype};
 use crate::{Checkpoint, CheckpointError, Dtype, LayerScheme, StoredLayer, TensorSpec};
 use halfbyte_formats::{Element, Granularity, InputQuantizer, QuantizedMatrix, ScaleFormat, Scheme};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
 /// The formats that are read and written.
@@ -69,12 +69,12 @@ impl Form {
     }
 }
 
-/// `quantization_config` for layers that are all stored by `scheme`, but those named in `ignore`.
+/// `quantization_config` for layers of these schemes, each with the names of its layers, and those left alone in `ignore`.
+/// A single scheme is that of all other linear layers.
 ///
 /// # Errors
 /// A message that says what compressed-tensors cannot hold.
-pub fn config(scheme: &LayerScheme, ignore: &[String]) -> Result<Value, String> {
-    let form = Form::of(scheme)?;
+pub fn config(schemes: &[(LayerScheme, Vec<String>)], ignore: &[String]) -> Result<Value, String> {
     let arguments = |s: Scheme, input: bool| {
         let (strategy, size) = match s.granularity {
             Granularity::Tensor => ("tensor", None),
@@ -112,17 +112,28 @@ pub fn config(scheme: &LayerScheme, ignore: &[String]) -> Result<Value, String> 
             "block_structure": null,
         })
     };
-    Ok(json!({
-        "quant_method": "compressed-tensors",
-        "format": form.name(),
-        "quantization_status": "compressed",
-        "config_groups": { "group_0": {
+    let mut groups = Map::new();
+    let mut format = MIXED;
+    for (i, (scheme, names)) in schemes.iter().enumerate() {
+        let form = Form::of(scheme)?;
+        let single = schemes.len() == 1;
+        if single {
+            format = form.name();
+        }
+        let group = json!({
             "format": form.name(),
-            "targets": ["Linear"],
+            "targets": if single { json!(["Linear"]) } else { json!(names) },
             "weights": scheme.weight.map(|s| arguments(s, false)),
             "input_activations": scheme.input.map(|s| arguments(s, true)),
             "output_activations": null,
-        } },
+        });
+        groups.insert(format!("group_{i}"), group);
+    }
+    Ok(json!({
+        "quant_method": "compressed-tensors",
+        "format": format,
+        "quantization_status": "compressed",
+        "config_groups": groups,
         "ignore": ignore,
         "kv_cache_scheme": null,
         "global_compression_ratio": null,
@@ -131,6 +142,9 @@ pub fn config(scheme: &LayerScheme, ignore: &[String]) -> Result<Value, String> 
         "version": VERSION,
     }))
 }
+
+/// `format` of folders with several.
+const MIXED: &str = "mixed-precision";
 
 /// The version of compressed-tensors whose form this is.
 const VERSION: &str = "0.20.0";
@@ -309,7 +323,7 @@ const FLOATS: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::BF16];
 
 /// The shape in which the folder has scales that we would write as `spec`; other tools drop dimensions of 1.
 fn found_shape(checkpoint: &Checkpoint, spec: &TensorSpec) -> Result<Vec<usize>, CheckpointError> {
-    let info = checkpoint.file_of(&spec.name)?.find(&spec.name)?;
+    let info = checkpoint.find(&spec.name)?;
     let real = |shape: &[usize]| shape.iter().copied().filter(|&n| n != 1).collect::<Vec<_>>();
     let same = real(&info.shape) == real(&spec.shape);
     Ok(if same { info.shape.clone() } else { spec.shape.clone() })

@@ -69,6 +69,14 @@ pub enum CheckpointError {
         /// What is wrong with it.
         message: String,
     },
+    /// More than one GGUF file, and no safetensors.
+    #[error("{dir} holds several GGUF files ({found}): give the name of one")]
+    SeveralGguf {
+        /// The folder.
+        dir: PathBuf,
+        /// Their names.
+        found: String,
+    },
     /// `config.json` is not JSON.
     #[error("{path} is not valid JSON ({cause}): download it again")]
     ConfigNotJson {

@@ -241,15 +241,7 @@ impl SafetensorsFile {
     ) -> Result<RawTensor, CheckpointError> {
         let info = self.require(name, shape)?;
         let count = info.shape.first().copied().unwrap_or(0);
-        if rows.start > rows.end || rows.end > count {
-            return Err(CheckpointError::NoSuchRows {
-                file: info.file.to_path_buf(),
-                tensor: info.name.clone(),
-                start: rows.start,
-                end: rows.end,
-                shape: info.shape.as_slice().into(),
-            });
-        }
+        info.check_rows(&rows)?;
         let row = info.bytes.checked_div(count as u64).unwrap_or(0);
         self.raw(info, rows.start as u64 * row..rows.end as u64 * row, None)
     }
@@ -397,6 +389,50 @@ impl SafetensorsFile {
 }
 
 impl TensorInfo {
+    /// Of a tensor that no safetensors file holds: its values are computed when it is read.
+    pub(crate) fn computed(
+        name: String,
+        dtype: Dtype,
+        shape: Vec<usize>,
+        bytes: u64,
+        file: Arc<Path>,
+    ) -> Self {
+        Self { name, dtype, shape, bytes, file, offset: 0 }
+    }
+
+    /// Checks that there are such rows.
+    pub(crate) fn check_rows(&self, rows: &Range<usize>) -> Result<(), CheckpointError> {
+        if rows.start <= rows.end && rows.end <= self.shape.first().copied().unwrap_or(0) {
+            return Ok(());
+        }
+        Err(CheckpointError::NoSuchRows {
+            file: self.file.to_path_buf(),
+            tensor: self.name.clone(),
+            start: rows.start,
+            end: rows.end,
+            shape: self.shape.as_slice().into(),
+        })
+    }
+
+    /// Checks values that were computed.
+    pub(crate) fn check_finite(&self, values: &RawTensor) -> Result<(), CheckpointError> {
+        let bad = match values {
+            RawTensor::F32(v) => v.iter().position(|v| !v.is_finite()).map(|i| (i, v[i])),
+            RawTensor::F16(v) => v.iter().position(|v| !v.is_finite()).map(|i| (i, v[i].to_f32())),
+            RawTensor::BF16(v) => v.iter().position(|v| !v.is_finite()).map(|i| (i, v[i].to_f32())),
+        };
+        match bad {
+            None => Ok(()),
+            Some((index, value)) => Err(CheckpointError::NotFinite {
+                file: self.file.to_path_buf(),
+                tensor: self.name.clone(),
+                shape: self.shape.as_slice().into(),
+                index,
+                value,
+            }),
+        }
+    }
+
     pub(crate) fn with_shape(&self, shape: &[usize]) -> Result<&Self, CheckpointError> {
         if self.shape == shape {
             return Ok(self);

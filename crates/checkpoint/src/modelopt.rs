@@ -108,7 +108,7 @@ pub(crate) fn layers(
 
 /// The shape in which a scalar is there: `[]` or `[1]`.
 fn scalar(checkpoint: &Checkpoint, tensor: &str) -> Result<Vec<usize>, CheckpointError> {
-    let shape = &checkpoint.file_of(tensor)?.find(tensor)?.shape;
+    let shape = &checkpoint.find(tensor)?.shape;
     Ok(if *shape == [1] { vec![1] } else { vec![] })
 }
 

@@ -5,7 +5,7 @@ use crate::{
     error::WriteError,
     file::SafetensorsFile,
     header::TensorSpec,
-    source::{INDEX, SINGLE, is_shard_name},
+    source::{Checkpoint, INDEX, SINGLE, is_shard_name},
     space::require_space,
     writer::SafetensorsWriter,
 };
@@ -94,6 +94,14 @@ impl CheckpointWriter {
     /// As [`SafetensorsWriter::copy`].
     pub fn copy(&mut self, name: &str, from: &SafetensorsFile, source: &str) -> Result<(), WriteError> {
         self.shard(name)?.copy(name, from, source)
+    }
+
+    /// Copies the tensor `source` of a checkpoint as tensor `name`.
+    ///
+    /// # Errors
+    /// It cannot be read, or as [`write`](Self::write).
+    pub fn copy_from(&mut self, name: &str, from: &Checkpoint, source: &str) -> Result<(), WriteError> {
+        from.read_pieces(source, |piece| self.write(name, piece))
     }
 
     /// Gives all files their names, then writes the index if there is more than one. Returns the paths of all
@@ -301,10 +309,10 @@ mod tests {
         fill(create(two.path(), 16).unwrap(), 2.0);
         let (one, two) = (Checkpoint::open(one.path()).unwrap(), Checkpoint::open(two.path()).unwrap());
         let mut writer = create(out.path(), 16).unwrap();
-        writer.copy("a", one.file_of("a").unwrap(), "a").unwrap();
-        writer.copy("b", two.file_of("b").unwrap(), "b").unwrap();
-        writer.copy("c", two.file_of("b").unwrap(), "b").unwrap();
-        let unknown = writer.copy("d", two.file_of("b").unwrap(), "b").unwrap_err();
+        writer.copy_from("a", &one, "a").unwrap();
+        writer.copy_from("b", &two, "b").unwrap();
+        writer.copy_from("c", &two, "b").unwrap();
+        let unknown = writer.copy_from("d", &two, "b").unwrap_err();
         assert!(matches!(unknown, WriteError::UnknownTensor { .. }));
         writer.finish().unwrap();
         let written = Checkpoint::open(out.path()).unwrap();

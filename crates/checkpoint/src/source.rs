@@ -1,8 +1,11 @@
 //! A Hugging Face model folder, opened for reading.
 
 use crate::{
+    dtype::Dtype,
     error::CheckpointError,
     file::{SafetensorsFile, TensorInfo, missing},
+    gguf::model::GgufModel,
+    halfbyte::Manifest,
     tensor::RawTensor,
 };
 use serde::Deserialize;
@@ -24,7 +27,8 @@ const INDEX_LIMIT: u64 = 256 << 20;
 pub(crate) const SINGLE: &str = "model.safetensors";
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
-/// A Hugging Face model folder: its configuration and all of its tensors, wherever they are.
+/// A Hugging Face model folder: its configuration and all of its tensors, wherever they are; or a GGUF file of the llama
+/// family, seen as such a folder.
 ///
 /// Holds headers only; tensors are read when asked for. Reading takes `&self`, so that threads can share it.
 #[derive(Debug)]
@@ -32,22 +36,48 @@ pub struct Checkpoint {
     dir: PathBuf,
     config: Value,
     config_bytes: Vec<u8>,
-    files: Vec<SafetensorsFile>,
-    /// Of each tensor, the position of its file in `files`.
+    backing: Backing,
+    /// Of each tensor, its place in the backing.
     tensors: BTreeMap<String, usize>,
     metadata: BTreeMap<String, String>,
+}
+
+/// Where the tensors are.
+#[derive(Debug)]
+enum Backing {
+    /// In these files; a tensor's place is the position of its file.
+    Files(Vec<SafetensorsFile>),
+    /// In a GGUF file; a tensor's place is its position there.
+    Gguf(Box<GgufModel>),
+    /// In a quantized checkpoint whose weights are to be seen as their values. Place 0 is that checkpoint itself, place `i`
+    /// weight `i − 1`.
+    Dequantized(Box<Dequantized>),
+}
+
+/// The weights of a quantized checkpoint as values.
+#[derive(Debug)]
+struct Dequantized {
+    of: Checkpoint,
+    manifest: Manifest,
+    weights: Vec<TensorInfo>,
 }
 
 impl Checkpoint {
     /// Opens a folder with `config.json` and weights: `model.safetensors`, or else the shards that
     /// `model.safetensors.index.json` names, or else every `*.safetensors` in it. Checks all headers and the
-    /// index.
+    /// index. Or opens a GGUF file, given by its own name or by that of a folder that holds it and no safetensors.
     ///
     /// # Errors
     /// Anything is missing, unreadable or untrue; each case has its own variant of [`CheckpointError`].
     pub fn open(dir: &Path) -> Result<Self, CheckpointError> {
+        if dir.is_file() && has_extension(dir, &["gguf"]) {
+            return Self::open_gguf(dir);
+        }
         if !dir.is_dir() {
             return Err(CheckpointError::NotAFolder { path: dir.into() });
+        }
+        if let Some(file) = only_gguf(dir)? {
+            return Self::open_gguf(&file);
         }
         let (config, config_bytes) = read_config(&dir.join("config.json"))?;
         let index = dir.join(INDEX);
@@ -80,7 +110,77 @@ impl Checkpoint {
         if let Some(index) = index {
             index.check(dir, |tensor| tensors.get(tensor).map(|&position| files[position].path()))?;
         }
-        Ok(Self { dir: dir.into(), config, config_bytes, files, tensors, metadata })
+        Ok(Self { dir: dir.into(), config, config_bytes, backing: Backing::Files(files), tensors, metadata })
+    }
+
+    fn open_gguf(path: &Path) -> Result<Self, CheckpointError> {
+        let model = GgufModel::open(path)?;
+        let names = model.tensors.iter().map(|t| t.info.name.clone());
+        let tensors: BTreeMap<String, usize> = names.enumerate().map(|(i, name)| (name, i)).collect();
+        let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        Ok(Self {
+            dir: dir.into(),
+            config_bytes: model.config.to_string().into_bytes(),
+            config: model.config.clone(),
+            backing: Backing::Gguf(Box::new(model)),
+            tensors,
+            metadata: BTreeMap::new(),
+        })
+    }
+
+    /// The same checkpoint with the quantized weights of `manifest` as values in f32, under the names of an unquantized
+    /// one. `shape_of` says the shape of a layer's weight; layers for which it has none are left out.
+    ///
+    /// # Errors
+    /// A quantized weight is too large for this machine.
+    pub fn dequantized(
+        self,
+        manifest: Manifest,
+        shape_of: impl Fn(&str) -> Option<[usize; 2]>,
+    ) -> Result<Self, CheckpointError> {
+        let mut weights = Vec::new();
+        let mut tensors: BTreeMap<String, usize> = self.tensors.keys().map(|n| (n.clone(), 0)).collect();
+        for (name, layer) in &manifest.layers {
+            let Some([rows, cols]) = shape_of(name) else { continue };
+            for tensor in manifest.layout.tensors(layer, name, rows, cols).unwrap_or_default() {
+                tensors.remove(&tensor.name);
+            }
+            if layer.weight.is_some() {
+                let (tensor, shape) = (format!("{name}.weight"), vec![rows, cols]);
+                let bytes = Dtype::F32.byte_len(&shape).ok_or_else(|| CheckpointError::Damaged {
+                    tensor: tensor.clone(),
+                    message: format!("has the impossible shape {shape:?}"),
+                })?;
+                let file = Path::new(&self.dir).into();
+                weights.push(TensorInfo::computed(tensor.clone(), Dtype::F32, shape, bytes, file));
+                tensors.insert(tensor, weights.len());
+            }
+        }
+        let (mut config, dir) = (self.config.clone(), self.dir.clone());
+        if let Some(config) = config.as_object_mut() {
+            config.remove("quantization_config");
+        }
+        let (config_bytes, metadata) = (self.config_bytes.clone(), self.metadata.clone());
+        let backing = Backing::Dequantized(Box::new(Dequantized { of: self, manifest, weights }));
+        Ok(Self { dir, config, config_bytes, backing, tensors, metadata })
+    }
+
+    /// The block types of a GGUF file, in words: its weights are values of those. `None` if all are floats, and for
+    /// folders.
+    pub fn block_types(&self) -> Option<String> {
+        match &self.backing {
+            Backing::Gguf(model) => Some(model.block_types()).filter(|t| !t.is_empty()),
+            _ => None,
+        }
+    }
+
+    /// How a tensor is stored, by the name of its type, and its bytes there; those of what [`info`](Self::info) says, but
+    /// for the blocks of a GGUF file.
+    pub fn stored_as(&self, name: &str) -> Option<(String, u64)> {
+        match (&self.backing, self.tensors.get(name)) {
+            (Backing::Gguf(model), Some(&place)) => Some(model.stored_as(&model.tensors[place])),
+            _ => self.info(name).map(|info| (info.dtype.to_string(), info.bytes)),
+        }
     }
 
     /// The folder it was opened from.
@@ -105,7 +205,26 @@ impl Checkpoint {
 
     /// Type, shape, length and file of a tensor, if there is one of this name.
     pub fn info(&self, name: &str) -> Option<&TensorInfo> {
-        self.files[*self.tensors.get(name)?].info(name)
+        let place = *self.tensors.get(name)?;
+        match &self.backing {
+            Backing::Files(files) => files[place].info(name),
+            Backing::Gguf(model) => Some(&model.tensors[place].info),
+            Backing::Dequantized(d) if place == 0 => d.of.info(name),
+            Backing::Dequantized(d) => Some(&d.weights[place - 1]),
+        }
+    }
+
+    /// The same of all tensors, sorted by name.
+    pub fn infos(&self) -> impl Iterator<Item = &TensorInfo> {
+        self.names().filter_map(|name| self.info(name))
+    }
+
+    /// Like [`info`](Self::info) for a tensor that must be there.
+    ///
+    /// # Errors
+    /// [`CheckpointError::TensorMissing`], with the nearest name there is.
+    pub fn find(&self, name: &str) -> Result<&TensorInfo, CheckpointError> {
+        self.info(name).ok_or_else(|| missing(&self.dir, name, self.names()))
     }
 
     /// Like [`info`](Self::info) for a tensor that must be there with this shape.
@@ -114,7 +233,7 @@ impl Checkpoint {
     /// [`CheckpointError::TensorMissing`], with the nearest name there is, or
     /// [`CheckpointError::WrongShape`].
     pub fn require(&self, name: &str, shape: &[usize]) -> Result<&TensorInfo, CheckpointError> {
-        self.file_of(name)?.require(name, shape)
+        self.find(name)?.with_shape(shape)
     }
 
     /// The texts under `__metadata__` of all files; where two files disagree, that of the first.
@@ -122,29 +241,40 @@ impl Checkpoint {
         &self.metadata
     }
 
-    /// The files, sorted by name; [`SafetensorsFile::path`] and [`SafetensorsFile::file_len`] tell their
-    /// size.
-    pub fn files(&self) -> &[SafetensorsFile] {
-        &self.files
-    }
-
-    /// The file that holds a tensor.
-    ///
-    /// # Errors
-    /// [`CheckpointError::TensorMissing`], with the nearest name there is.
-    pub fn file_of(&self, name: &str) -> Result<&SafetensorsFile, CheckpointError> {
-        match self.tensors.get(name) {
-            Some(&position) => Ok(&self.files[position]),
-            None => Err(missing(&self.dir, name, self.names())),
+    /// Path and length of every file with weights, sorted by name.
+    pub fn files(&self) -> Vec<(&Path, u64)> {
+        match &self.backing {
+            Backing::Files(files) => files.iter().map(|f| (f.path(), f.file_len())).collect(),
+            Backing::Gguf(model) => vec![(model.file.path(), model.file.file_len())],
+            Backing::Dequantized(d) => d.of.files(),
         }
     }
 
-    /// As [`SafetensorsFile::read_bytes`].
+    /// The stored bytes of a tensor (little-endian).
+    ///
+    /// # Errors
+    /// The tensor is missing, the file cannot be read or shrank, or memory is short.
+    pub fn read_bytes(&self, name: &str) -> Result<Vec<u8>, CheckpointError> {
+        let info = self.find(name)?;
+        match self.stored(name) {
+            Some(file) => file.read_bytes(name),
+            None => Ok(self.read_raw(name, &info.shape)?.into_bytes()),
+        }
+    }
+
+    /// As [`SafetensorsFile::read_pieces`].
     ///
     /// # Errors
     /// The same.
-    pub fn read_bytes(&self, name: &str) -> Result<Vec<u8>, CheckpointError> {
-        self.file_of(name)?.read_bytes(name)
+    pub fn read_pieces<E: From<CheckpointError>>(
+        &self,
+        name: &str,
+        mut visit: impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        match self.stored(name) {
+            Some(file) => file.read_pieces(name, visit),
+            None => self.read_bytes(name)?.chunks(1 << 20).try_for_each(&mut visit),
+        }
     }
 
     /// As [`SafetensorsFile::read_f32`].
@@ -152,28 +282,48 @@ impl Checkpoint {
     /// # Errors
     /// The same.
     pub fn read_f32(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, CheckpointError> {
-        self.file_of(name)?.read_f32(name, shape)
+        match self.stored(name) {
+            Some(file) => file.read_f32(name, shape),
+            None => Ok(self.read_raw(name, shape)?.into_f32()),
+        }
     }
 
-    /// As [`SafetensorsFile::read_raw`].
+    /// As [`SafetensorsFile::read_raw`]; the weights of a GGUF file or a [`dequantized`](Self::dequantized) checkpoint that
+    /// are no floats there are computed, in f32.
     ///
     /// # Errors
-    /// The same.
+    /// The same, and for codes that stand for no numbers.
     pub fn read_raw(&self, name: &str, shape: &[usize]) -> Result<RawTensor, CheckpointError> {
-        self.file_of(name)?.read_raw(name, shape)
+        self.read_raw_into(name, shape, None)
     }
 
-    /// As [`SafetensorsFile::read_raw_into`].
+    /// As [`SafetensorsFile::read_raw_into`], where the tensor is not computed.
     ///
     /// # Errors
-    /// The same.
+    /// As [`read_raw`](Self::read_raw).
     pub fn read_raw_into(
         &self,
         name: &str,
         shape: &[usize],
-        spare: Option<RawTensor>,
+        memory: Option<RawTensor>,
     ) -> Result<RawTensor, CheckpointError> {
-        self.file_of(name)?.read_raw_into(name, shape, spare)
+        let info = self.require(name, shape)?;
+        let place = self.tensors.get(name).copied().unwrap_or(0);
+        match &self.backing {
+            Backing::Files(files) => files[place].read_raw_into(name, shape, memory),
+            Backing::Gguf(model) => model.read(&model.tensors[place]),
+            Backing::Dequantized(d) if place == 0 => d.of.read_raw_into(name, shape, memory),
+            Backing::Dequantized(d) => {
+                let layer = name.trim_end_matches(".weight");
+                let read = d.manifest.read(&d.of, layer, shape[0], shape[1])?;
+                let Some(weight) = read.and_then(|l| l.weight) else {
+                    return Err(missing(&self.dir, name, self.names()));
+                };
+                let values = RawTensor::F32(weight.dequantize());
+                info.check_finite(&values)?;
+                Ok(values)
+            }
+        }
     }
 
     /// As [`SafetensorsFile::read_rows`].
@@ -186,13 +336,29 @@ impl Checkpoint {
         shape: &[usize],
         rows: Range<usize>,
     ) -> Result<RawTensor, CheckpointError> {
-        self.file_of(name)?.read_rows(name, shape, rows)
+        let info = self.require(name, shape)?;
+        if let Some(file) = self.stored(name) {
+            return file.read_rows(name, shape, rows);
+        }
+        info.check_rows(&rows)?;
+        let row: usize = shape.iter().skip(1).product();
+        Ok(self.read_raw(name, shape)?.part(rows.start * row..rows.end * row))
+    }
+
+    /// The file that holds a tensor as it is.
+    fn stored(&self, name: &str) -> Option<&SafetensorsFile> {
+        let place = *self.tensors.get(name)?;
+        match &self.backing {
+            Backing::Files(files) => Some(&files[place]),
+            Backing::Dequantized(d) if place == 0 => d.of.stored(name),
+            _ => None,
+        }
     }
 
     /// Bytes that stand for this checkpoint, to be hashed: equal for a copy elsewhere, different for nearly
     /// any other checkpoint. In order: `config.json`; then of each file its name in the folder, its length,
-    /// its header, the first and last 64 KiB of its data, and 256 bytes from the middle of every tensor.
-    /// Modification times have no part.
+    /// its header, the first and last 64 KiB of its data, and 256 bytes from the middle of every tensor (of a GGUF file
+    /// its length, its first and last 64 KiB, and the same of every tensor). Modification times have no part.
     ///
     /// It is a sample, taken in well under a second: someone who edits single weights on purpose can evade
     /// it.
@@ -206,14 +372,25 @@ impl Checkpoint {
             identity.extend((part.len() as u64).to_le_bytes());
             identity.extend(part);
         };
-        add(b"halfbyte checkpoint identity 1");
-        add(&self.config_bytes);
-        for file in &self.files {
-            let name = file.path().strip_prefix(&self.dir).unwrap_or(file.path());
-            add(name.as_os_str().as_encoded_bytes());
-            add(&file.file_len().to_le_bytes());
-            add(&file.header_bytes()?);
-            add(&file.identity_samples()?);
+        match &self.backing {
+            Backing::Files(files) => {
+                add(b"halfbyte checkpoint identity 1");
+                add(&self.config_bytes);
+                for file in files {
+                    let name = file.path().strip_prefix(&self.dir).unwrap_or(file.path());
+                    add(name.as_os_str().as_encoded_bytes());
+                    add(&file.file_len().to_le_bytes());
+                    add(&file.header_bytes()?);
+                    add(&file.identity_samples()?);
+                }
+            }
+            Backing::Gguf(model) => {
+                add(b"halfbyte GGUF identity 1");
+                add(&self.config_bytes);
+                add(&model.file.file_len().to_le_bytes());
+                add(&model.file.identity_samples()?);
+            }
+            Backing::Dequantized(d) => return d.of.identity(),
         }
         Ok(identity)
     }
@@ -307,6 +484,34 @@ fn stays_inside(shard: &str) -> bool {
     components.peek().is_some() && components.all(|c| matches!(c, Component::Normal(_)))
 }
 
+fn has_extension(name: &Path, wanted: &[&str]) -> bool {
+    name.extension().is_some_and(|found| wanted.iter().any(|w| found.eq_ignore_ascii_case(w)))
+}
+
+/// The one GGUF file of a folder without safetensors; `None` if it has any of those, or no GGUF file.
+fn only_gguf(dir: &Path) -> Result<Option<PathBuf>, CheckpointError> {
+    let read_error = |cause| CheckpointError::Read { path: dir.into(), cause };
+    let mut found: Vec<PathBuf> = Vec::new();
+    for entry in fs::read_dir(dir).map_err(read_error)? {
+        let path = entry.map_err(read_error)?.path();
+        if has_extension(&path, &["safetensors"]) || path.file_name().is_some_and(|n| n == INDEX) {
+            return Ok(None);
+        }
+        if has_extension(&path, &["gguf"]) {
+            found.push(path);
+        }
+    }
+    found.sort();
+    match found.len() {
+        0 | 1 => Ok(found.pop()),
+        _ => {
+            let names: Vec<_> =
+                found.iter().filter_map(|p| p.file_name()).map(|n| n.to_string_lossy()).collect();
+            Err(CheckpointError::SeveralGguf { dir: dir.into(), found: names.join(", ") })
+        }
+    }
+}
+
 /// All `*.safetensors` of a folder that has neither `model.safetensors` nor an index, sorted.
 fn loose_files(dir: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
     let read_error = |cause| CheckpointError::Read { path: dir.into(), cause };
@@ -315,9 +520,6 @@ fn loose_files(dir: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
         names.push(entry.map_err(read_error)?.file_name());
     }
     names.sort();
-    let has_extension = |name: &Path, wanted: &[&str]| {
-        name.extension().is_some_and(|found| wanted.iter().any(|w| found.eq_ignore_ascii_case(w)))
-    };
     let found: Vec<&Path> =
         names.iter().map(Path::new).filter(|name| has_extension(name, &["safetensors"])).collect();
     if let Some(shard) = found.iter().find(|name| is_shard_name(&name.to_string_lossy())) {
@@ -328,7 +530,7 @@ fn loose_files(dir: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
     if !found.is_empty() {
         return Ok(found.into_iter().map(|name| dir.join(name)).collect());
     }
-    let others = ["bin", "gguf", "pt", "pth", "ckpt", "h5", "msgpack", "onnx"];
+    let others = ["bin", "pt", "pth", "ckpt", "h5", "msgpack", "onnx"];
     let is_weights = |name: &&Path| {
         has_extension(name, &others) && name.file_name().is_some_and(|n| n != "training_args.bin")
     };
@@ -560,12 +762,22 @@ mod tests {
         fs::write(dir.path().join("training_args.bin"), "").unwrap();
         let (error, message) = refusal(dir.path());
         assert!(matches!(error, CheckpointError::NoWeights { .. }), "{message}");
-        for name in ["tiny.Q4_1.gguf", "pytorch_model.bin"] {
-            fs::write(dir.path().join(name), "").unwrap();
-            let (error, message) = refusal(dir.path());
-            assert!(matches!(error, CheckpointError::OtherFormat { .. }));
-            assert!(message.contains(name) && message.contains("save_pretrained"), "{message}");
-        }
+        let name = "pytorch_model.bin";
+        fs::write(dir.path().join(name), "").unwrap();
+        let (error, message) = refusal(dir.path());
+        assert!(matches!(error, CheckpointError::OtherFormat { .. }));
+        assert!(message.contains(name) && message.contains("save_pretrained"), "{message}");
+        // GGUF is read, wherever there are no safetensors.
+        fs::write(dir.path().join("tiny.Q4_1.gguf"), "").unwrap();
+        let (error, message) = refusal(dir.path());
+        assert!(
+            matches!(error, CheckpointError::Gguf { .. }) && message.contains("tiny.Q4_1.gguf"),
+            "{message}"
+        );
+        fs::write(dir.path().join("tiny.Q8_0.gguf"), "").unwrap();
+        let (error, message) = refusal(dir.path());
+        assert!(matches!(error, CheckpointError::SeveralGguf { .. }), "{message}");
+        assert!(message.contains("tiny.Q4_1.gguf, tiny.Q8_0.gguf"), "{message}");
     }
 
     #[test]

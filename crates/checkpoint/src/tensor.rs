@@ -2,6 +2,7 @@
 
 use crate::dtype::Dtype;
 use half::{bf16, f16, slice::HalfFloatSliceExt};
+use std::ops::Range;
 
 /// The values of a tensor, row after row. Keeps 16-bit types, so that a block costs its stored bytes and not
 /// twice that. All values read from a file are finite.
@@ -50,6 +51,27 @@ impl RawTensor {
             RawTensor::F32(values) => values,
             RawTensor::F16(values) => values.to_f32_vec(),
             RawTensor::BF16(values) => values.to_f32_vec(),
+        }
+    }
+
+    /// The values as a file stores them: little-endian.
+    pub fn into_bytes(self) -> Vec<u8> {
+        match self {
+            RawTensor::F32(values) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            RawTensor::F16(values) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            RawTensor::BF16(values) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        }
+    }
+
+    /// A stretch of the values.
+    ///
+    /// # Panics
+    /// If there are not as many.
+    pub(crate) fn part(&self, range: Range<usize>) -> Self {
+        match self {
+            RawTensor::F32(values) => RawTensor::F32(values[range].to_vec()),
+            RawTensor::F16(values) => RawTensor::F16(values[range].to_vec()),
+            RawTensor::BF16(values) => RawTensor::BF16(values[range].to_vec()),
         }
     }
 }

@@ -67,9 +67,10 @@ impl Fingerprint {
     /// When a file cannot be read.
     pub fn of(model: &Model) -> Result<Self, EvaluateError> {
         let mut hasher = blake3::Hasher::new();
-        add_file(&mut hasher, &model.checkpoint.dir().join("config.json"))?;
-        for file in model.checkpoint.files() {
-            add_file(&mut hasher, file.path())?;
+        let config = model.checkpoint.config().to_string();
+        hasher.update(&(config.len() as u64).to_le_bytes()).update(config.as_bytes());
+        for (path, _) in model.checkpoint.files() {
+            add_file(&mut hasher, path)?;
         }
         Ok(Self(hasher.finalize()))
     }

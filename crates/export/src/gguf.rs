@@ -1,10 +1,13 @@
 //! One GGUF file for llama.cpp: block weights as they are, everything else as stored, norms and biases in f32.
 
 use crate::safetensors::layer;
+use crate::target::gguf_type;
 use crate::tokenizer;
-use crate::{ExportError, OnLayer, Plan, Target};
+use crate::{ExportError, OnLayer, Plan, Rest, Target};
+use halfbyte_checkpoint::gguf::names::{self, source_row};
 use halfbyte_checkpoint::gguf::{self, GgufFile, GgufTensor, GgufType, GgufValue, GgufWriter};
-use halfbyte_checkpoint::{Dtype, TensorSpec};
+use halfbyte_checkpoint::{LayerScheme, TensorSpec};
+use halfbyte_formats::Scheme;
 use halfbyte_model::{Architecture, Model, Site};
 use serde_json::Value;
 use std::ffi::OsStr;
@@ -32,60 +35,10 @@ fn family(a: &Architecture) -> &str {
     if a.family == "mistral" { "llama" } else { &a.family }
 }
 
-/// GGUF's name of a part of a block.
-fn kind(name: &str) -> Option<&'static str> {
-    Some(match name {
-        "self_attn.q_proj" => "attn_q",
-        "self_attn.k_proj" => "attn_k",
-        "self_attn.v_proj" => "attn_v",
-        "self_attn.o_proj" => "attn_output",
-        "self_attn.q_norm" => "attn_q_norm",
-        "self_attn.k_norm" => "attn_k_norm",
-        "mlp.gate_proj" => "ffn_gate",
-        "mlp.up_proj" => "ffn_up",
-        "mlp.down_proj" => "ffn_down",
-        "input_layernorm" => "attn_norm",
-        "post_attention_layernorm" => "ffn_norm",
-        _ => return None,
-    })
-}
-
-/// GGUF's name for a tensor or layer of ours.
-fn renamed(name: &str) -> Option<String> {
-    let (base, suffix) = match name.rsplit_once('.') {
-        Some((base, suffix @ ("weight" | "bias"))) => (base, suffix),
-        _ => return None,
-    };
-    let base = match base {
-        "model.embed_tokens" => "token_embd".to_owned(),
-        "model.norm" => "output_norm".to_owned(),
-        "lm_head" => "output".to_owned(),
-        _ => {
-            let (layer, part) = base.strip_prefix("model.layers.")?.split_once('.')?;
-            format!("blk.{}.{}", layer.parse::<u32>().ok()?, kind(part)?)
-        }
-    };
-    Some(format!("{base}.{suffix}"))
-}
-
-/// Heads whose rows are interleaved: llama.cpp's rotary form for the llama family pairs neighbours, Hugging Face's the two
-/// halves of a head.
+/// Heads whose rows are interleaved in the file.
 fn interleaved_heads(a: &Architecture, name: &str) -> Option<usize> {
     let shape = &a.blocks.first()?.attention;
-    match name {
-        _ if family(a) != "llama" => None,
-        _ if name.contains(".q_proj.") || name.ends_with(".q_proj") => Some(shape.heads),
-        _ if name.contains(".k_proj.") || name.ends_with(".k_proj") => Some(shape.kv_heads),
-        _ => None,
-    }
-}
-
-/// Which of our rows is row `row` of the file, for `rows` rows of so many heads.
-fn source_row(row: usize, rows: usize, heads: Option<usize>) -> usize {
-    let Some(heads) = heads else { return row };
-    let dim = rows / heads.max(1);
-    let (head, within) = (row / dim, row % dim);
-    head * dim + within / 2 + within % 2 * (dim / 2)
+    names::interleaved_heads(family(a), name, shape.heads, shape.kv_heads)
 }
 
 /// A tensor of the file and where its bytes come from.
@@ -102,31 +55,41 @@ pub(crate) fn write(
     model: &Model,
     target: Target,
     plan: &Plan,
+    rest: Rest,
     dir: &Path,
     name: &OsStr,
     on_layer: OnLayer,
 ) -> Result<(), ExportError> {
     let a = &model.architecture;
     let cannot = |message: String| ExportError::Cannot { target, message };
-    let block = if target == Target::GgufNvfp4 { GgufType::Nvfp4 } else { GgufType::Mxfp4 };
     let mut tensors: Vec<(GgufTensor, Source)> = Vec::new();
     let ours: std::collections::HashSet<String> = plan
         .layers
         .iter()
-        .flat_map(|s| plan.scheme.tensors(&s.name, s.outputs, s.inputs))
+        .flat_map(|(s, scheme)| scheme.tensors(&s.name, s.outputs, s.inputs))
         .map(|t: TensorSpec| t.name)
         .collect();
     for tensor in model.checkpoint.names().filter(|n| !ours.contains(*n)) {
         if tensor.ends_with("rotary_emb.inv_freq") {
             continue;
         }
-        let info = model.checkpoint.file_of(tensor)?.find(tensor)?;
-        let to =
-            renamed(tensor).ok_or_else(|| cannot(format!("there is no place for the tensor {tensor}")))?;
+        let info = model.checkpoint.find(tensor)?;
+        let to = names::to_gguf(tensor)
+            .ok_or_else(|| cannot(format!("there is no place for the tensor {tensor}")))?;
         let dims: Vec<u64> = info.shape.iter().rev().map(|&d| d as u64).collect();
         // llama.cpp wants vectors in f32.
-        let kind = if dims.len() < 2 { Some(GgufType::F32) } else { GgufType::of(info.dtype) };
+        let kind = match rest.kind() {
+            _ if dims.len() < 2 => Some(GgufType::F32),
+            None => GgufType::of(info.dtype),
+            chosen => chosen,
+        };
         let kind = kind.ok_or_else(|| cannot(format!("{tensor} is stored as {}", info.dtype)))?;
+        if !dims.first().is_some_and(|d| d.is_multiple_of(kind.block() as u64)) {
+            return Err(cannot(format!(
+                "the rows of {tensor} {:?} are no whole blocks of {kind}; choose another --rest",
+                info.shape
+            )));
+        }
         tensors.push((GgufTensor::new(to, kind, dims), Source::Copy(tensor.to_owned())));
     }
     if let Some(factors) = rope_factors(a, model.checkpoint.config()).map_err(cannot)? {
@@ -134,8 +97,9 @@ pub(crate) fn write(
         let bytes = floats(&factors);
         tensors.push((GgufTensor::new("rope_freqs.weight", GgufType::F32, dims), Source::Bytes(bytes)));
     }
-    for site in &plan.layers {
-        let to = renamed(&format!("{}.weight", site.name))
+    for (site, scheme) in &plan.layers {
+        let block = scheme.weight.map_or(GgufType::Mxfp4, gguf_type);
+        let to = names::to_gguf(&format!("{}.weight", site.name))
             .ok_or_else(|| cannot(format!("there is no place for the layer {}", site.name)))?;
         let base = to.trim_end_matches(".weight").to_owned();
         let dims = [site.inputs as u64, site.outputs as u64];
@@ -155,7 +119,11 @@ pub(crate) fn write(
     }
     // In the order of the network, as converters write them.
     tensors.sort_by_cached_key(|(t, _)| order(&t.name));
-    let values = metadata(model, target).map_err(cannot)?;
+    // llama.cpp's LLAMA_FTYPE_MOSTLY_NVFP4 and _MXFP4_MOE, the only one it has for MXFP4: that of most layers.
+    let is_nvfp4 = |l: &&(Site, LayerScheme)| l.1.weight == Some(Scheme::NVFP4);
+    let nvfp4 = plan.layers.iter().filter(is_nvfp4).count();
+    let file_type = if 2 * nvfp4 >= plan.layers.len() { 39 } else { 38 };
+    let values = metadata(model, file_type).map_err(cannot)?;
 
     let file_name = format!("{}.gguf", name.to_string_lossy());
     let path = dir.join(file_name);
@@ -186,6 +154,9 @@ pub(crate) fn write(
     Ok(())
 }
 
+/// The largest finite half-precision number.
+const F16_MAX: f32 = 65504.0;
+
 fn floats(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|v| v.to_le_bytes()).collect()
 }
@@ -210,17 +181,43 @@ fn reorder(bytes: Vec<u8>, rows: usize, heads: Option<usize>) -> Vec<u8> {
     (0..rows).flat_map(|r| bytes[source_row(r, rows, heads) * size..][..size].to_vec()).collect()
 }
 
-/// The bytes of one of our tensors as the file has them, but for the order of rows.
+/// The bytes of one of our tensors as the file has them, but for the order of rows; and its rows.
 fn plain(model: &Model, name: &str, kind: GgufType) -> Result<(Vec<u8>, usize), ExportError> {
-    let info = model.checkpoint.file_of(name)?.find(name)?;
+    let info = model.checkpoint.find(name)?;
     let rows = info.shape.first().copied().unwrap_or(1);
-    let bytes = match (kind, info.dtype) {
-        (GgufType::F32, dtype) if dtype != Dtype::F32 => {
-            floats(&model.checkpoint.read_f32(name, &info.shape)?)
+    if GgufType::of(info.dtype) == Some(kind) {
+        return Ok((model.checkpoint.read_bytes(name)?, rows));
+    }
+    let bytes = kind.blocks(&model.checkpoint.read_f32(name, &info.shape)?);
+    Ok((bytes.unwrap_or_default(), rows))
+}
+
+/// Whether `found`, the blocks of the tensor `name`, have its values as nearly as their type can: F16 to 11 bits, BF16 to 8,
+/// Q8_0 to half a step (and what rounding the step to an `f16` takes from 127 of them).
+fn near(model: &Model, name: &str, kind: GgufType, found: &[u8]) -> Result<bool, ExportError> {
+    let info = model.checkpoint.find(name)?;
+    let values = model.checkpoint.read_f32(name, &info.shape)?;
+    let block = kind.block();
+    // Whole blocks, enough of them for a call.
+    let piece = 64 * block;
+    let piece_bytes = found.len() / (values.len() / block).max(1) * 64;
+    let mut read = vec![0.0; piece];
+    Ok(values.chunks(piece).zip(found.chunks(piece_bytes.max(1))).all(|(values, bytes)| {
+        let read = &mut read[..values.len()];
+        if kind.values(bytes, read).is_none() {
+            return false;
         }
-        _ => model.checkpoint.read_bytes(name)?,
-    };
-    Ok((bytes, rows))
+        values.chunks(block).zip(read.chunks(block)).all(|(values, read)| {
+            let largest = values.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+            let most = |v: f32| match kind {
+                GgufType::F16 => v.abs() / 2048.0 + 2f32.powi(-25),
+                GgufType::BF16 => v.abs() / 256.0,
+                GgufType::Q8_0 => 0.57 * largest / 127.0 + 127.0 * 2f32.powi(-25),
+                _ => 0.0,
+            };
+            values.iter().zip(read).all(|(v, r)| (v - r).abs() <= most(*v))
+        })
+    }))
 }
 
 fn data(
@@ -232,6 +229,18 @@ fn data(
     match source {
         Source::Bytes(bytes) => Ok(bytes.clone()),
         Source::Copy(name) => {
+            if matches!(tensor.kind, GgufType::F16 | GgufType::Q8_0) {
+                let info = model.checkpoint.find(name)?;
+                let values = model.checkpoint.read_f32(name, &info.shape)?;
+                let largest = values.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+                let most = if tensor.kind == GgufType::F16 { F16_MAX } else { 127.0 * F16_MAX };
+                if largest > most {
+                    return Err(cannot(format!(
+                        "{name} has a value of {largest}, too large for {}; choose --rest bf16",
+                        tensor.kind
+                    )));
+                }
+            }
             let (bytes, rows) = plain(model, name, tensor.kind)?;
             Ok(reorder(bytes, rows, interleaved_heads(&model.architecture, name)))
         }
@@ -258,7 +267,9 @@ fn proven(model: &Model, file: &GgufFile, tensor: &GgufTensor, source: &Source) 
             let (wanted, rows) = plain(model, name, tensor.kind)?;
             let heads = interleaved_heads(&model.architecture, name);
             let size = wanted.len() / rows.max(1);
-            wanted.len() == bytes.len()
+            let rounded = GgufType::of(model.checkpoint.find(name)?.dtype) != Some(tensor.kind);
+            (!rounded || near(model, name, tensor.kind, &wanted)?)
+                && wanted.len() == bytes.len()
                 && (0..rows)
                     .all(|r| bytes[r * size..][..size] == wanted[source_row(r, rows, heads) * size..][..size])
         }
@@ -307,7 +318,7 @@ fn rope_factors(a: &Architecture, config: &Value) -> Result<Option<Vec<f32>>, St
 }
 
 /// Keys and values of the header.
-fn metadata(model: &Model, target: Target) -> Result<Vec<(String, GgufValue)>, String> {
+fn metadata(model: &Model, file_type: u32) -> Result<Vec<(String, GgufValue)>, String> {
     use GgufValue::{F32, Text, U32};
     let (a, config) = (&model.architecture, model.checkpoint.config());
     let arch = family(a).to_owned();
@@ -321,8 +332,7 @@ fn metadata(model: &Model, target: Target) -> Result<Vec<(String, GgufValue)>, S
         ("general.architecture".to_owned(), Text(arch.clone())),
         ("general.type".to_owned(), Text("model".into())),
         ("general.name".to_owned(), Text(name)),
-        // llama.cpp's LLAMA_FTYPE_MOSTLY_NVFP4 and _MXFP4_MOE, the only one it has for MXFP4.
-        ("general.file_type".to_owned(), U32(if target == Target::GgufNvfp4 { 39 } else { 38 })),
+        ("general.file_type".to_owned(), U32(file_type)),
         ("general.quantization_version".to_owned(), U32(2)),
     ];
     let mut of_arch = |key: &str, value| values.push((format!("{arch}.{key}"), value));
@@ -347,20 +357,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_of_llama_cpp() {
-        assert_eq!(renamed("model.layers.7.mlp.up_proj.weight").as_deref(), Some("blk.7.ffn_up.weight"));
-        assert_eq!(renamed("model.layers.0.self_attn.q_proj.bias").as_deref(), Some("blk.0.attn_q.bias"));
-        assert_eq!(renamed("lm_head.weight").as_deref(), Some("output.weight"));
-        assert_eq!(renamed("model.layers.0.moe.weight"), None);
-        assert_eq!(renamed("something"), None);
-    }
-
-    #[test]
-    fn rotary_halves_become_neighbours() {
-        // Two heads of four: halves (0 1 | 2 3) become pairs 0 2, 1 3.
-        let rows: Vec<usize> = (0..8).map(|r| source_row(r, 8, Some(2))).collect();
-        assert_eq!(rows, [0, 2, 1, 3, 4, 6, 5, 7]);
+    fn rows_go_where_llama_cpp_wants_them() {
         assert_eq!(reorder(vec![0, 1, 2, 3], 4, Some(1)), [0, 2, 1, 3]);
-        assert_eq!(source_row(3, 8, None), 3);
+        assert_eq!(reorder(vec![0, 1, 2, 3], 4, None), [0, 1, 2, 3]);
     }
 }

@@ -10,7 +10,7 @@ mod target;
 mod tokenizer;
 
 pub use error::ExportError;
-pub use target::{Plan, Target, check};
+pub use target::{Plan, Rest, Target, check};
 
 use halfbyte_model::Model;
 use std::fs;
@@ -34,12 +34,20 @@ pub struct Exported {
 
 /// Writes `model`, a halfbyte folder, for `target` into the new folder `dir`, and compares what was written.
 ///
+/// `rest` says how a GGUF file has the matrices that are not quantized; other targets keep them as they are.
+///
 /// The folder takes shape as `dir` with `.partial` added, and is renamed once every value has been found the same; else it
 /// is removed.
 ///
 /// # Errors
 /// What the target cannot hold, an existing `dir`, what cannot be read or written, or a value that differs.
-pub fn export(model: &Model, target: Target, dir: &Path, on_layer: OnLayer) -> Result<Exported, ExportError> {
+pub fn export(
+    model: &Model,
+    target: Target,
+    rest: Rest,
+    dir: &Path,
+    on_layer: OnLayer,
+) -> Result<Exported, ExportError> {
     let plan = target::plan_of(model, target)?;
     if dir.exists() {
         return Err(ExportError::Exists(dir.into()));
@@ -57,7 +65,7 @@ pub fn export(model: &Model, target: Target, dir: &Path, on_layer: OnLayer) -> R
     }
     fs::create_dir_all(&partial).map_err(io("make", &partial))?;
     let written = match target.is_gguf() {
-        true => gguf::write(model, target, &plan, &partial, name, on_layer),
+        true => gguf::write(model, target, &plan, rest, &partial, name, on_layer),
         false => safetensors::write(model, target, &plan, &partial, on_layer),
     };
     let done = written.and_then(|()| fs::rename(&partial, dir).map_err(io("rename", &partial)));

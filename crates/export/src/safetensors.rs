@@ -2,8 +2,8 @@
 
 use crate::{ExportError, OnLayer, Plan, Target};
 use halfbyte_checkpoint::{
-    COMPANIONS, CheckpointWriter, SHARD_BYTES, StoredLayer, TensorSpec, compressed_tensors, copy_atomic,
-    modelopt, write_atomic,
+    COMPANIONS, CheckpointWriter, LayerScheme, SHARD_BYTES, StoredLayer, TensorSpec, compressed_tensors,
+    copy_atomic, modelopt, write_atomic,
 };
 use halfbyte_model::{Model, Site};
 use serde_json::Value;
@@ -21,20 +21,26 @@ pub(crate) fn write(
     let cannot = |message: String| ExportError::Cannot { target, message };
     let mut ours = HashSet::new();
     let mut specs = Vec::new();
-    for site in &plan.layers {
+    // In the order of the network.
+    let mut groups: Vec<(LayerScheme, Vec<String>)> = Vec::new();
+    for (site, scheme) in &plan.layers {
         let (rows, cols) = (site.outputs, site.inputs);
-        ours.extend(plan.scheme.tensors(&site.name, rows, cols).into_iter().map(|t| t.name));
-        specs.extend(target.layout().tensors(&plan.scheme, &site.name, rows, cols).map_err(cannot)?);
+        ours.extend(scheme.tensors(&site.name, rows, cols).into_iter().map(|t| t.name));
+        specs.extend(target.layout().tensors(scheme, &site.name, rows, cols).map_err(cannot)?);
+        match groups.iter_mut().find(|g| g.0 == *scheme) {
+            Some(group) => group.1.push(site.name.clone()),
+            None => groups.push((*scheme, vec![site.name.clone()])),
+        }
     }
     let copies: Vec<&str> = source.names().filter(|n| !ours.contains(*n)).collect();
     for name in &copies {
-        let info = source.file_of(name)?.find(name)?;
+        let info = source.find(name)?;
         specs.push(TensorSpec::new(*name, info.dtype, info.shape.clone()));
     }
     let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
     let mut writer = CheckpointWriter::create(dir, &specs, &metadata, SHARD_BYTES)?;
     let steps = 2 * plan.layers.len();
-    for (i, site) in plan.layers.iter().enumerate() {
+    for (i, (site, _)) in plan.layers.iter().enumerate() {
         if !on_layer(i, steps) {
             return Err(ExportError::Stopped);
         }
@@ -44,18 +50,18 @@ pub(crate) fn write(
         }
     }
     for name in &copies {
-        writer.copy(name, source.file_of(name)?, name)?;
+        writer.copy_from(name, source, name)?;
     }
     writer.finish()?;
 
     let mut config = source.config().clone();
     let quantization = match target {
         Target::ModelOpt => {
-            let (inline, file) = modelopt::config(&plan.scheme, &plan.ignore).map_err(cannot)?;
+            let (inline, file) = modelopt::config(&groups[0].0, &plan.ignore).map_err(cannot)?;
             write_atomic(&dir.join("hf_quant_config.json"), format!("{file:#}\n").as_bytes())?;
             inline
         }
-        _ => compressed_tensors::config(&plan.scheme, &plan.ignore).map_err(cannot)?,
+        _ => compressed_tensors::config(&groups, &plan.ignore).map_err(cannot)?,
     };
     if let Some(config) = config.as_object_mut() {
         config.insert("quantization_config".into(), quantization);
@@ -80,7 +86,7 @@ fn prove(
 ) -> Result<(), ExportError> {
     let differs = |what: &str| ExportError::Differs { path: dir.into(), what: what.to_owned() };
     let written = Model::open(dir)?;
-    for (i, site) in plan.layers.iter().enumerate() {
+    for (i, (site, _)) in plan.layers.iter().enumerate() {
         if !on_layer(i) {
             return Err(ExportError::Stopped);
         }

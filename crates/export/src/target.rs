@@ -19,24 +19,30 @@ pub enum Target {
     VllmFp8,
     /// compressed-tensors `pack-quantized` and `int-quantized`.
     VllmInt,
+    /// compressed-tensors with several of these forms, a group of layers for each.
+    VllmMixed,
     /// NVIDIA ModelOpt's NVFP4.
     ModelOpt,
     /// llama.cpp, linear layers in NVFP4.
     GgufNvfp4,
     /// llama.cpp, linear layers in MXFP4.
     GgufMxfp4,
+    /// llama.cpp, linear layers in NVFP4 or MXFP4.
+    GgufMixed,
 }
 
 impl Target {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::VllmNvfp4,
         Self::VllmMxfp4,
         Self::VllmFp8,
         Self::VllmInt,
+        Self::VllmMixed,
         Self::ModelOpt,
         Self::GgufNvfp4,
         Self::GgufMxfp4,
+        Self::GgufMixed,
     ];
 
     /// Its name on the command line.
@@ -46,15 +52,22 @@ impl Target {
             Self::VllmMxfp4 => "vllm-mxfp4",
             Self::VllmFp8 => "vllm-fp8",
             Self::VllmInt => "vllm-int",
+            Self::VllmMixed => "vllm-mixed",
             Self::ModelOpt => "modelopt",
             Self::GgufNvfp4 => "gguf-nvfp4",
             Self::GgufMxfp4 => "gguf-mxfp4",
+            Self::GgufMixed => "gguf-mixed",
         }
     }
 
     /// Whether it is one GGUF file rather than a folder of safetensors.
     pub fn is_gguf(self) -> bool {
-        matches!(self, Self::GgufNvfp4 | Self::GgufMxfp4)
+        matches!(self, Self::GgufNvfp4 | Self::GgufMxfp4 | Self::GgufMixed)
+    }
+
+    /// Whether its layers may have different schemes.
+    pub fn is_mixed(self) -> bool {
+        matches!(self, Self::VllmMixed | Self::GgufMixed)
     }
 
     pub(crate) fn layout(self) -> Layout {
@@ -69,6 +82,12 @@ impl Target {
                 (weight == Scheme::NVFP4, "nvfp4-w4a16 or nvfp4-w4a4")
             }
             Self::VllmMxfp4 | Self::GgufMxfp4 => (weight == Scheme::MXFP4, "mxfp4-w4a16 or mxfp4-w4a4"),
+            // The layout knows what it holds.
+            Self::VllmMixed => (true, ""),
+            Self::GgufMixed => (
+                weight == Scheme::NVFP4 || weight == Scheme::MXFP4,
+                "the schemes of nvfp4-w4a16 and mxfp4-w4a16",
+            ),
             Self::VllmFp8 => (element.to_string() == "e4m3fn", "fp8-w8a8 or fp8-w8a16"),
             Self::VllmInt => (element.fields().is_none(), "int4-g32-w4a16, int8-w8a16 or int8-w8a8"),
         }
@@ -92,13 +111,39 @@ impl FromStr for Target {
     }
 }
 
-/// Which layers are quantized, all in one way, and which stay as they are.
+/// How a GGUF file has the matrices that are not quantized: the embedding, the output layer, layers that were kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Rest {
+    /// As the folder stores them.
+    #[default]
+    AsStored,
+    /// Single precision.
+    F32,
+    /// Half precision.
+    F16,
+    /// Brain float.
+    Bf16,
+    /// Bytes in blocks of 32 with a half-precision scale: 8.5 bits a value.
+    Q8_0,
+}
+
+impl Rest {
+    pub(crate) fn kind(self) -> Option<GgufType> {
+        match self {
+            Self::AsStored => None,
+            Self::F32 => Some(GgufType::F32),
+            Self::F16 => Some(GgufType::F16),
+            Self::Bf16 => Some(GgufType::BF16),
+            Self::Q8_0 => Some(GgufType::Q8_0),
+        }
+    }
+}
+
+/// Which layers are quantized and how, and which stay as they are.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// The scheme of all quantized layers.
-    pub scheme: LayerScheme,
-    /// The quantized layers.
-    pub layers: Vec<Site>,
+    /// The quantized layers, all in one scheme but for mixed targets.
+    pub layers: Vec<(Site, LayerScheme)>,
     /// Names of the linear layers that stay, the output layer among them.
     pub ignore: Vec<String>,
 }
@@ -124,7 +169,7 @@ pub fn check(
             ));
         }
     }
-    let mut plan: Option<Plan> = None;
+    let mut layers: Vec<(Site, LayerScheme)> = Vec::new();
     let mut ignore: Vec<String> = head().map(|s| s.name.clone()).collect();
     for tap in architecture.blocks.iter().flat_map(|b| &b.taps) {
         let quantized = tap.sites.iter().filter(|s| scheme_of(&s.name).is_some()).count();
@@ -144,14 +189,13 @@ pub fn check(
             if let Err(message) = check_layer(target, site, &scheme) {
                 return cannot(format!("layer {} [{}, {}]: {message}", site.name, site.outputs, site.inputs));
             }
-            match &mut plan {
-                None => plan = Some(Plan { scheme, layers: vec![site.clone()], ignore: Vec::new() }),
-                Some(plan) if plan.scheme == scheme => plan.layers.push(site.clone()),
-                Some(plan) => {
-                    let other = &plan.layers[0].name;
-                    return cannot(format!("{} and {other} have different schemes", site.name));
-                }
+            // Fused layers must be alike everywhere, all others where the target has one scheme.
+            let other = if target.is_mixed() { &tap.sites[0] } else { layers.first().map_or(site, |l| &l.0) };
+            if scheme_of(&other.name) != Some(scheme) {
+                let also = if target.is_mixed() { "" } else { "; vllm-mixed and gguf-mixed hold several" };
+                return cannot(format!("{} and {} have different schemes{also}", site.name, other.name));
             }
+            layers.push((site.clone(), scheme));
         }
     }
     if target.is_gguf()
@@ -159,10 +203,10 @@ pub fn check(
     {
         return cannot(message);
     }
-    match plan {
-        Some(plan) => Ok(Plan { ignore, ..plan }),
-        None => cannot("no linear layer is quantized".into()),
+    if layers.is_empty() {
+        return cannot("no linear layer is quantized".into());
     }
+    Ok(Plan { layers, ignore })
 }
 
 fn check_layer(target: Target, site: &Site, scheme: &LayerScheme) -> Result<(), String> {
@@ -175,7 +219,7 @@ fn check_layer(target: Target, site: &Site, scheme: &LayerScheme) -> Result<(), 
         return Err(format!("its weight is stored as {weight}; quantize with {recipes}"));
     }
     if target.is_gguf() {
-        let block = if target == Target::GgufNvfp4 { GgufType::Nvfp4 } else { GgufType::Mxfp4 }.block();
+        let block = gguf_type(weight).block();
         if !site.inputs.is_multiple_of(block) {
             return Err(format!(
                 "its {} inputs are not a multiple of {block}, the values of a block",
@@ -189,6 +233,11 @@ fn check_layer(target: Target, site: &Site, scheme: &LayerScheme) -> Result<(), 
         };
     }
     target.layout().tensors(scheme, &site.name, site.outputs, site.inputs).map(|_| ())
+}
+
+/// The blocks of a scheme that a GGUF target takes.
+pub(crate) fn gguf_type(weight: Scheme) -> GgufType {
+    if weight == Scheme::NVFP4 { GgufType::Nvfp4 } else { GgufType::Mxfp4 }
 }
 
 /// The plan for a folder.

@@ -2,7 +2,7 @@
 
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use halfbyte_export::Target;
+use halfbyte_export::{Rest, Target};
 use halfbyte_model::SHAPES;
 use halfbyte_quantize::{Calibration, Scales, Search};
 use std::path::PathBuf;
@@ -88,6 +88,10 @@ pub(crate) struct PlanArgs {
     /// Targets of `halfbyte export` that the result is meant for, separated by commas: what they cannot hold is refused.
     #[arg(long, value_delimiter = ',', value_name = "TARGETS")]
     pub(crate) to: Vec<Target>,
+    /// Quantize a model that is quantized already, by any tool whose form is read: its weights are taken as they are rounded,
+    /// and what it does to inputs is forgotten. Give the original wherever there is one.
+    #[arg(long)]
+    pub(crate) requantize: bool,
     #[command(flatten)]
     pub(crate) calibration: CalibrationArgs,
     #[command(flatten)]
@@ -120,6 +124,10 @@ pub(crate) struct QuantizeArgs {
     /// weights alone decide, such as nvfp4-w4a16, need none.
     #[arg(long = "calibration", value_name = "TEXT")]
     pub(crate) text: Option<PathBuf>,
+    /// Quantize a model that is quantized already, by any tool whose form is read: its weights are taken as they are rounded,
+    /// and what it does to inputs is forgotten. Give the original wherever there is one.
+    #[arg(long)]
+    pub(crate) requantize: bool,
     /// Folder to write; it must not exist yet, unless this very run made it.
     #[arg(long)]
     pub(crate) out: PathBuf,
@@ -136,6 +144,7 @@ Examples:
   halfbyte eval SmolLM2-fp4 --perplexity wikitext2-test.txt
   halfbyte eval models/SmolLM2 --perplexity wikitext2-test.txt --window 2048 --windows 16 --stride 512
   halfbyte eval SmolLM2-fp4 --perplexity wikitext2-test.txt --reference models/SmolLM2
+  halfbyte eval SmolLM2.gguf --perplexity wikitext2-test.txt --tokenizer models/SmolLM2/tokenizer.json
   halfbyte eval SmolLM2-fp4 --tasks boolq,piqa,hellaswag --task-dir tasks --limit 500
 
 Perplexity: the text is tokenised whole, without special tokens, and cut into windows; in each, every token but the \
@@ -152,7 +161,7 @@ Stopped at any moment, the same command goes on where it was.";
 #[derive(Debug, Args)]
 #[command(after_help = EVAL)]
 pub(crate) struct EvalArgs {
-    /// Folder of the model, quantized or original.
+    /// Folder of the model, quantized or original, or a GGUF file with tokenizer.json beside it.
     pub(crate) dir: PathBuf,
     #[command(flatten)]
     pub(crate) measure: MeasureArgs,
@@ -187,7 +196,7 @@ Stopped at any moment, the same command goes on where it was.";
 #[derive(Debug, Args)]
 #[command(after_help = COMPARE)]
 pub(crate) struct CompareArgs {
-    /// Folders of the models, the reference first.
+    /// Folders of the models (or GGUF files), the reference first.
     #[arg(required = true, num_args = 2.., value_name = "MODEL")]
     pub(crate) models: Vec<PathBuf>,
     #[command(flatten)]
@@ -244,6 +253,9 @@ pub(crate) struct MeasureArgs {
     /// Ask only the first so many rows of each task [default: all].
     #[arg(long, value_name = "N", value_parser = at_least(1), requires = "tasks")]
     pub(crate) limit: Option<usize>,
+    /// tokenizer.json to use instead of the one beside a model.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tokenizer: Option<PathBuf>,
     /// Folder for finished rows and windows, so that a stopped run goes on [default: halfbyte in the user's cache folder].
     /// It can be deleted at any time.
     #[arg(long, value_name = "DIR")]
@@ -257,11 +269,13 @@ const EXPORT: &str = "\
 Examples:
   halfbyte quantize models/SmolLM2 --recipe nvfp4-w4a16 --out SmolLM2-nvfp4
   halfbyte export SmolLM2-nvfp4 --out SmolLM2-vllm --to vllm-nvfp4
+  halfbyte export SmolLM2-nvfp4 --out SmolLM2-gguf --to gguf-nvfp4 --rest q8_0
   halfbyte export SmolLM2-nvfp4 --out exports --to vllm-nvfp4,modelopt,gguf-nvfp4     # a subfolder each
 
-Targets: vllm-nvfp4, vllm-mxfp4, vllm-fp8, vllm-int (compressed-tensors), modelopt, gguf-nvfp4, gguf-mxfp4. Every file is \
+Targets: vllm-nvfp4, vllm-mxfp4, vllm-fp8, vllm-int, vllm-mixed (compressed-tensors), modelopt, gguf-nvfp4, gguf-mxfp4, \
+gguf-mixed. Every file is \
 read again before the command returns, and every value compared with the source; an output that differs is removed. \
-`eval` runs the vllm and modelopt folders too.";
+`eval` runs all of them too, GGUF with the values of its blocks.";
 
 /// Write a quantized folder in the form that another engine loads, and prove it by reading it back.
 #[derive(Debug, Args)]
@@ -275,6 +289,9 @@ pub(crate) struct ExportArgs {
     /// Engines to write for, separated by commas.
     #[arg(long, value_delimiter = ',', value_name = "TARGETS", required = true)]
     pub(crate) to: Vec<Target>,
+    /// How a GGUF file stores the matrices that are not quantized, above all the embedding [default: as the folder does].
+    #[arg(long)]
+    pub(crate) rest: Option<RestChoice>,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
 }
@@ -293,7 +310,7 @@ error relative to its output, and stored bits per weight, scales and shifts incl
 #[derive(Debug, Args)]
 #[command(after_help = INSPECT)]
 pub(crate) struct InspectArgs {
-    /// Folder of the model, quantized or original.
+    /// Folder of the model, quantized or original, or a GGUF file.
     pub(crate) dir: PathBuf,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
@@ -463,6 +480,31 @@ pub(crate) struct MachineArgs {
     /// Threads to compute with [default: one for each core]. The result is the same with any number.
     #[arg(long, value_name = "N", value_parser = at_least(1))]
     pub(crate) threads: Option<usize>,
+}
+
+/// As `Rest`, without a name for what needs none.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum RestChoice {
+    /// Blocks of 32 bytes with a half-precision scale, 8.5 bits a value.
+    #[value(name = "q8_0")]
+    Q8_0,
+    /// Half precision.
+    F16,
+    /// Brain float.
+    Bf16,
+    /// Single precision.
+    F32,
+}
+
+impl From<RestChoice> for Rest {
+    fn from(choice: RestChoice) -> Self {
+        match choice {
+            RestChoice::Q8_0 => Self::Q8_0,
+            RestChoice::F16 => Self::F16,
+            RestChoice::Bf16 => Self::Bf16,
+            RestChoice::F32 => Self::F32,
+        }
+    }
 }
 
 /// As `Calibration`.

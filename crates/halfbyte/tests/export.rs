@@ -90,10 +90,162 @@ fn an_exported_folder_evaluates_to_the_same_perplexity() {
             let dir = Path::new(export["dir"].as_str().unwrap());
             if target.starts_with("gguf") {
                 assert_eq!(contents(dir).len(), 1);
+                fs::copy(scratch.model().join("tokenizer.json"), dir.join("tokenizer.json")).unwrap();
+                // GGUF says nothing of inputs: only with 16 bits they are the same.
+                let theirs = perplexity(dir);
+                assert!(
+                    theirs == ours || recipe.ends_with("w4a4"),
+                    "{recipe} as {target}: {theirs} and {ours}"
+                );
             } else {
                 assert_eq!(perplexity(dir), ours, "{recipe} as {target}");
             }
         }
+    }
+}
+
+fn quantize(model: &Path, recipe: &str, out: &Path) -> std::process::Command {
+    let mut command = halfbyte();
+    command.arg("quantize").arg(model).args(["--recipe", recipe, "--json"]).arg("--out").arg(out);
+    command
+}
+
+fn inspect(path: &Path) -> Value {
+    finish(halfbyte().arg("inspect").arg(path).arg("--json")).json()
+}
+
+#[test]
+fn the_rest_of_a_gguf_file_may_be_rounded() {
+    let scratch = narrowed();
+    let folder = scratch.path("q");
+    finish(&mut quantize(&scratch.model(), "mxfp4-w4a16", &folder)).json();
+    let ours = perplexity(&folder);
+    let export = |target: &str, rest: &str| {
+        let mut command = halfbyte();
+        let out = scratch.path(&format!("{target}-{rest}"));
+        command.arg("export").arg(&folder).args(["--to", target, "--rest", rest]).arg("--out").arg(&out);
+        (finish(&mut command), out)
+    };
+    let mut sizes = Vec::new();
+    for rest in ["f32", "bf16", "f16", "q8_0"] {
+        let (done, out) = export("gguf-mxfp4", rest);
+        done.text();
+        fs::copy(scratch.model().join("tokenizer.json"), out.join("tokenizer.json")).unwrap();
+        let theirs = perplexity(&out);
+        assert!((theirs / ours - 1.0).abs() < 0.01, "{rest}: {theirs} and {ours}");
+        assert_eq!(theirs == ours, rest == "f32");
+        let name =
+            fs::read_dir(&out).unwrap().flatten().find(|e| e.path().extension().unwrap() == "gguf").unwrap();
+        sizes.push(name.metadata().unwrap().len());
+        let dtypes = &inspect(&name.path())["dtypes"];
+        assert_eq!(dtypes[rest.to_uppercase()]["tensors"], if rest == "f32" { 12 } else { 1 }, "{dtypes}");
+    }
+    assert!(sizes[0] > sizes[1] && sizes[1] == sizes[2] && sizes[2] > sizes[3], "{sizes:?}");
+    export("vllm-mxfp4", "f16").0.refused(&["--rest", "GGUF", "vllm-mxfp4"]);
+}
+
+#[test]
+fn quantized_models_of_other_tools_are_quantized_anew_on_request_alone() {
+    let scratch = narrowed();
+    let folder = scratch.path("q");
+    finish(&mut quantize(&scratch.model(), "nvfp4-w4a16", &folder)).json();
+    let targets = "vllm-nvfp4,modelopt,gguf-nvfp4";
+    let exports = scratch.path("exports");
+    let mut command = halfbyte();
+    finish(command.arg("export").arg(&folder).args(["--to", targets]).arg("--out").arg(&exports)).text();
+    let mut weights: Option<Vec<u8>> = None;
+    for target in targets.split(',') {
+        let dir = exports.join(target);
+        if target.starts_with("gguf") {
+            fs::copy(scratch.model().join("tokenizer.json"), dir.join("tokenizer.json")).unwrap();
+        }
+        let out = scratch.path(&format!("{target}-again"));
+        let refused = finish(&mut quantize(&dir, "int4-g32-w4a16", &out)).refused(&["already quantized"]);
+        assert!(refused.contains("--requantize"), "{refused}");
+        let value = finish(quantize(&dir, "int4-g32-w4a16", &out).arg("--requantize")).json();
+        assert!(value["requantized"].as_str().unwrap().to_lowercase().contains("nvfp4"), "{value}");
+        // All three hold the same values.
+        let (header, data) = read_safetensors(&out.join("model.safetensors"));
+        let (from, to) = offsets(&header, "model.layers.2.self_attn.k_proj.weight_codes");
+        assert_eq!(*weights.get_or_insert(data[from..to].to_vec()), data[from..to]);
+        assert!(perplexity(&out).is_finite());
+    }
+    // Values that are on one NVFP4 grid are nearly on the next one.
+    let again = scratch.path("same");
+    let value = finish(quantize(&folder, "nvfp4-w4a16", &again).arg("--requantize")).json();
+    assert!(value["mean_relative_error"].as_f64().unwrap() < 1e-3, "{value}");
+}
+
+#[test]
+fn layers_choose_among_schemes_within_a_bound() {
+    let scratch = narrowed();
+    let recipe = |name: &str, text: &str| {
+        let path = scratch.path(&format!("{name}.toml"));
+        let head = "method = \"scheme\"\nweight_bits = 4\nactivation_bits = 16\nembedding_bits = 16\nkeep = [\"lm_head\"]\n";
+        fs::write(&path, format!("{head}scales = \"sweep\"\n{text}")).unwrap();
+        path.display().to_string()
+    };
+    let pair = "weight_scheme = \"e2m1/group32/e8m0\"\nalternatives = [\"e2m1/group16/e4m3\"]\n";
+    let bounded = recipe("bounded", &format!("{pair}max_bits = 4.35\n"));
+    let plan = |recipe: &str, to: &str| {
+        let mut command = halfbyte();
+        finish(command.arg("plan").arg(scratch.model()).args(["--recipe", recipe, "--to", to]))
+    };
+    plan(&bounded, "vllm-mixed,gguf-mixed").text();
+    plan(&bounded, "vllm-nvfp4").refused(&["vllm-nvfp4", "alternatives"]);
+    plan(&recipe("int", &format!("{pair}\n").replace("e2m1/group16/e4m3", "int4/group32")), "gguf-mixed")
+        .refused(&["gguf-mixed", "int4/group32"]);
+    plan(&recipe("tight", &format!("{pair}max_bits = 4.2\n")), "vllm-mixed").refused(&["max_bits", "4.25"]);
+
+    let error = |value: &Value| value["mean_relative_error"].as_f64().unwrap();
+    let out = scratch.path("bounded");
+    let value = finish(&mut quantize(&scratch.model(), &bounded, &out)).json();
+    let bits = value["bits_per_weight"].as_f64().unwrap();
+    assert!(bits > 4.3 && bits <= 4.35, "{bits}");
+    let [small, large] = ["mxfp4-w4a16", "nvfp4-w4a16"]
+        .map(|r| error(&finish(&mut quantize(&scratch.model(), r, &scratch.path(r))).json()));
+    assert!(error(&value) < small && error(&value) > large, "{value} {small} {large}");
+    // Without a bound every layer takes the better one; the same by weighted errors, where it is chosen layer by layer.
+    let free = finish(&mut quantize(&scratch.model(), &recipe("free", pair), &scratch.path("free"))).json();
+    assert!((error(&free) - large).abs() < 1e-9, "{free} {large}");
+    let mut weighted = quantize(&scratch.model(), &recipe("free", pair), &scratch.path("weighted"));
+    weighted.args(["--scales", "weighted", "--calibration-windows", "2", "--calibration"]).arg(text());
+    let weighted = finish(&mut weighted).json();
+    assert!(weighted["bits_per_weight"].as_f64().unwrap() > 4.3, "{weighted}");
+
+    let exports = scratch.path("exports");
+    let mut command = halfbyte();
+    command.arg("export").arg(&out).args(["--to", "vllm-mixed,gguf-mixed"]).arg("--out").arg(&exports);
+    finish(&mut command).text();
+    let ours = perplexity(&out);
+    assert_eq!(perplexity(&exports.join("vllm-mixed")), ours);
+    fs::copy(scratch.model().join("tokenizer.json"), exports.join("gguf-mixed/tokenizer.json")).unwrap();
+    assert_eq!(perplexity(&exports.join("gguf-mixed")), ours);
+    let mut command = halfbyte();
+    command.arg("export").arg(&out).args(["--to", "vllm-nvfp4"]).arg("--out").arg(scratch.path("no"));
+    finish(&mut command).refused(&["vllm-nvfp4"]);
+}
+
+#[test]
+fn folders_without_a_report_can_be_inspected() {
+    let scratch = narrowed();
+    let folder = scratch.path("q");
+    finish(&mut quantize(&scratch.model(), "nvfp4-w4a16", &folder)).json();
+    let mut command = halfbyte();
+    let exported = scratch.path("vllm");
+    finish(command.arg("export").arg(&folder).args(["--to", "vllm-nvfp4"]).arg("--out").arg(&exported))
+        .text();
+    let with = inspect(&folder);
+    fs::remove_file(folder.join("report.json")).unwrap();
+    for (dir, name) in [(&folder, "nvfp4-w4a16"), (&exported, "compressed-tensors nvfp4-pack-quantized")] {
+        let value = inspect(dir);
+        assert_eq!((&value["report"], &value["recipe"]), (&false.into(), &name.into()));
+        assert_eq!(value["bits_per_weight"], with["bits_per_weight"]);
+        assert_eq!(value["layers"].as_array().unwrap().len(), with["layers"].as_array().unwrap().len());
+        assert_eq!(value["layers"][3]["weight"], with["layers"][3]["weight"]);
+        assert!(value["layers"][0]["relative_error"].is_null());
+        let text = finish(halfbyte().arg("inspect").arg(dir)).text();
+        assert!(text.contains("no report.json"), "{text}");
     }
 }
 

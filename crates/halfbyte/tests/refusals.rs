@@ -238,7 +238,7 @@ fn a_quantized_model_is_not_quantized_again() {
         assert!(ran.refused(&["out", "already quantized"]).contains("hint: "));
     }
     fs::remove_file(out.join("report.json")).unwrap();
-    finish(halfbyte().arg("inspect").arg(&out)).refused(&["report.json"]);
+    finish(halfbyte().arg("report").arg(&out)).refused(&["report.json"]);
 }
 
 #[test]

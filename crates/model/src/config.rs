@@ -114,13 +114,13 @@ impl<'a> Config<'a> {
 
     /// A height and a width: two numbers, or one for both.
     pub(crate) fn pair(&self, key: &str) -> Result<[usize; 2], ModelError> {
-        let Some(Value::Array(both)) = self.get(key) else { return self.size(key).map(|n| [n, n]) };
-        let sizes: Vec<usize> = both.iter().filter_map(Value::as_u64).map(|n| n as usize).collect();
-        match sizes[..] {
-            [height, width] if both.len() == 2 && sizes.iter().all(|n| (1..=1 << 16).contains(n)) => {
-                Ok([height, width])
-            }
-            _ => Err(invalid(key, format!("{both:?} is no height and width"))),
+        let value = self.get(key).ok_or_else(|| invalid(key, "missing".into()))?;
+        let both = value.as_array().map_or(vec![value; 2], |both| both.iter().collect());
+        // 2^16 pixels a side keep products of sizes far from overflow.
+        let side = |v: &&Value| v.as_u64().filter(|n| (1..=1 << 16).contains(n)).map(|n| n as usize);
+        match both.iter().map(side).collect::<Vec<_>>()[..] {
+            [Some(height), Some(width)] => Ok([height, width]),
+            _ => Err(invalid(key, format!("{value} is no height and width between 1 and 65536"))),
         }
     }
 

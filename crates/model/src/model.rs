@@ -10,9 +10,9 @@ use crate::stem::{Image, Kind, Stem, Text};
 use crate::{Input, ModelError, Tokenizer};
 use half::{bf16, f16};
 use halfbyte_checkpoint::{Checkpoint, CheckpointError, Manifest, RawTensor, StoredLayer, TensorInfo};
-use halfbyte_tensor::{Layout, Matrix};
-use std::collections::HashSet;
-use std::path::Path;
+use halfbyte_tensor::{Layout, Matrix, Precision};
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
 
 /// A model folder. Nothing but headers is read until a part is asked for, so that memory holds one block at a time.
 pub struct Model {
@@ -22,6 +22,10 @@ pub struct Model {
     pub checkpoint: Checkpoint,
     /// What is quantized and how; `None` for an ordinary checkpoint.
     pub manifest: Option<Manifest>,
+    /// In what form the weights are stored, where they are the values of a quantized model and are computed with as such.
+    pub values_of: Option<String>,
+    /// A tokenizer.json from elsewhere.
+    pub tokenizer_file: Option<PathBuf>,
 }
 
 impl Model {
@@ -33,7 +37,32 @@ impl Model {
         let checkpoint = Checkpoint::open(dir)?;
         let manifest = Manifest::of(&checkpoint)?;
         let architecture = describe(checkpoint.config())?;
-        let model = Self { architecture, checkpoint, manifest };
+        let values_of = checkpoint.block_types().map(|types| format!("GGUF {types}"));
+        let model = Self { architecture, checkpoint, manifest, values_of, tokenizer_file: None };
+        model.check()?;
+        Ok(model)
+    }
+
+    /// The same model with its quantized weights as values in f32, as if it were an ordinary checkpoint, so that it can be
+    /// quantized anew. What it does to inputs is forgotten.
+    ///
+    /// # Errors
+    /// A weight is too large for this machine.
+    pub fn dequantized(self) -> Result<Self, ModelError> {
+        let Some(manifest) = self.manifest else { return Ok(self) };
+        let name = manifest.recipe.get("name").and_then(|n| n.as_str()).unwrap_or("unnamed");
+        let values_of = Some(name.to_owned());
+        let a = &self.architecture;
+        let mut shapes: HashMap<&str, [usize; 2]> = HashMap::new();
+        for site in [a.embedding()].into_iter().chain(a.sites()) {
+            let coded = manifest.layers.get(&site.name).is_some_and(|layer| layer.weight.is_some());
+            if coded && site.stored != Stored::Rows {
+                return Err(ModelError::Reordered(site.name.clone()));
+            }
+            shapes.insert(&site.name, [site.outputs, site.inputs]);
+        }
+        let checkpoint = self.checkpoint.dequantized(manifest, |name| shapes.get(name).copied())?;
+        let model = Self { checkpoint, manifest: None, values_of, ..self };
         model.check()?;
         Ok(model)
     }
@@ -43,7 +72,10 @@ impl Model {
     /// # Errors
     /// As [`Tokenizer::open`].
     pub fn tokenizer(&self) -> Result<Tokenizer, ModelError> {
-        Tokenizer::open(self.checkpoint.dir())
+        match &self.tokenizer_file {
+            Some(path) => Tokenizer::from_file(path),
+            None => Tokenizer::open(self.checkpoint.dir()),
+        }
     }
 
     fn check(&self) -> Result<(), ModelError> {
@@ -98,7 +130,7 @@ impl Model {
             Some(codes) => Weight::Quantized(codes),
             None => Weight::Stored(self.full_weight(site)?, site.inputs),
         };
-        Ok(Linear { site: site.clone(), weight, bias, input })
+        Ok(Linear { site: site.clone(), weight, bias, input, precision: Precision::F32 })
     }
 
     /// Codes and quantizer of a layer; `None` if it is not quantized.
@@ -118,8 +150,7 @@ impl Model {
     /// When there is none.
     pub fn weight_info(&self, site: &Site) -> Result<&TensorInfo, CheckpointError> {
         let site = if self.shares_embedding(site) { self.architecture.embedding() } else { site };
-        let tensor = site.weight();
-        self.checkpoint.file_of(&tensor)?.find(&tensor)
+        self.checkpoint.find(&site.weight())
     }
 
     /// A layer's full-precision weight, `[outputs, inputs]` whatever the order in which it is stored.

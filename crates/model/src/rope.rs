@@ -3,6 +3,7 @@
 use crate::ModelError;
 use crate::config::{Config, invalid, unsupported};
 use halfbyte_tensor::Rotary;
+use serde_json::Value;
 use std::f64::consts::PI;
 
 /// Rotary frequencies of one model.
@@ -14,12 +15,19 @@ pub struct Rope {
     pub amplitude: f64,
 }
 
+/// Most channels of a head.
+const MAX_HEAD_DIM: usize = 4096;
+
 impl Rope {
     /// Reads `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` (before).
     ///
     /// # Errors
     /// An unknown `rope_type` is refused by name, a missing parameter by key.
     pub(crate) fn from_config(config: &Config, head_dim: usize, context: usize) -> Result<Self, ModelError> {
+        // Beyond all published models; without a limit a short config could ask for tables of any size.
+        if head_dim > MAX_HEAD_DIM {
+            return Err(invalid("head_dim", format!("{head_dim} is more than {MAX_HEAD_DIM}")));
+        }
         let nested = config.get("rope_parameters").or_else(|| config.get("rope_scaling"));
         if let Some(value) = nested
             && !value.is_object()
@@ -90,6 +98,18 @@ impl Rope {
                 let keep = yarn_ramp(&scaling, theta, head_dim, original)?;
                 plain.zip(keep).map(|(f, keep)| f / factor * (1.0 - keep) + f * keep).collect()
             }
+            // llama.cpp's form of any of these: what each plain frequency is divided by.
+            "divided" => {
+                let list = scaling.get("divisors").and_then(|v| v.as_array());
+                let divisors: Vec<f64> = list.into_iter().flatten().filter_map(Value::as_f64).collect();
+                if divisors.len() != pairs || !divisors.iter().all(|&d| d > 0.0) {
+                    return Err(invalid(
+                        "rope_parameters.divisors",
+                        format!("not a list of {pairs} positive numbers"),
+                    ));
+                }
+                plain.zip(divisors).map(|(f, d)| f / d).collect()
+            }
             other => return Err(unsupported("rope_type", other)),
         };
         Ok(Self { frequencies: frequencies.into_iter().map(|f| f as f32).collect(), amplitude })
@@ -136,7 +156,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn rope(config: serde_json::Value) -> Result<Rope, ModelError> {
+    fn rope(config: Value) -> Result<Rope, ModelError> {
         Rope::from_config(&Config(&config), 8, 64)
     }
 

@@ -12,7 +12,14 @@ impl Tokenizer {
     /// # Errors
     /// [`ModelError::Tokenizer`] when the file is absent or not understood.
     pub fn open(dir: &Path) -> Result<Self, ModelError> {
-        let path = dir.join("tokenizer.json");
+        Self::from_file(&dir.join("tokenizer.json"))
+    }
+
+    /// Reads a `tokenizer.json` of whatever name.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn from_file(path: &Path) -> Result<Self, ModelError> {
         let fail = |message: String| ModelError::Tokenizer { path: path.display().to_string(), message };
         if !path.is_file() {
             return Err(fail(
@@ -21,7 +28,7 @@ impl Tokenizer {
             ));
         }
         let inner =
-            tokenizers::Tokenizer::from_file(&path).map_err(|e| fail(format!("not a tokenizer: {e}")))?;
+            tokenizers::Tokenizer::from_file(path).map_err(|e| fail(format!("not a tokenizer: {e}")))?;
         Ok(Self { inner })
     }
 

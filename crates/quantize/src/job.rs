@@ -1,5 +1,6 @@
 //! A whole run: from a checkpoint to the output folder.
 
+use crate::choice;
 use crate::clock::{Phase, timed};
 use crate::inputs::Packs;
 use crate::journal::{Journal, RunId};
@@ -107,6 +108,8 @@ pub fn quantize(job: &Job, progress: &mut dyn Progress) -> Result<Outcome, Quant
         let _ = fs::remove_dir_all(&partial);
         return Ok(Outcome { report, was_finished: true });
     }
+    let settled = choice::settle(job, progress)?;
+    let job = &Job { recipe: settled.as_ref().unwrap_or(job.recipe), ..*job };
     if !job.recipe.needs_calibration() {
         let report = weights_only::run(job, &id, &partial, progress)?;
         return Ok(Outcome { report, was_finished: false });

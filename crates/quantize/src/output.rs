@@ -57,7 +57,7 @@ impl<'a> Output<'a> {
         }
         let untied = untied.is_some();
         for (name, from) in &copies {
-            let info = source.file_of(from)?.find(from)?;
+            let info = source.find(from)?;
             specs.push(TensorSpec::new(name.clone(), info.dtype, info.shape.clone()));
         }
         let bytes = specs.iter().filter_map(|s| s.dtype.byte_len(&s.shape)).sum();
@@ -88,7 +88,7 @@ impl<'a> Output<'a> {
     ) -> Result<(), QuantizeError> {
         let (source, writer) = (&self.job.model.checkpoint, &mut self.writer);
         for (name, from) in &self.copies {
-            source.file_of(from)?.read_pieces(from, |piece| {
+            source.read_pieces(from, |piece| {
                 writer.write(name, piece)?;
                 between(writer)
             })?;

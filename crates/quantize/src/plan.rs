@@ -4,6 +4,7 @@
 //! time a count of its operations at a speed measured on this machine; their constants are in [`cost`].
 
 use crate::QuantizeError;
+use crate::choice::{check_bound, stored_bits};
 use crate::inputs::PACK;
 use crate::job::activation_bytes;
 use crate::methods::block_scale::is_block;
@@ -223,7 +224,13 @@ pub fn plan(model: &Model, recipe: &Recipe, options: PlanOptions) -> Result<Plan
     let shifts = recipe.method == Method::Fpq && recipe.shifts != ShiftRule::None;
     let planned = |site: &Site| {
         let untouched = recipe.weight_bits == 16 && recipe.activation_bits == 16;
-        (!recipe.keeps(site) && !untouched).then(|| match recipe.layer_scheme() {
+        (!recipe.keeps(site) && !untouched).then(|| match recipe.layer_scheme(&site.name) {
+            // What will be chosen is not known from the headers: the largest.
+            Some(_) if !recipe.alternatives.is_empty() => {
+                let choices = recipe.choices();
+                let largest = choices.iter().max_by_key(|s| stored_bits(&[site], s));
+                PlannedSite::of_scheme(site, *largest.unwrap_or(&choices[0]))
+            }
             Some(scheme) => PlannedSite::of_scheme(site, scheme),
             None => PlannedSite::new(site, recipe.weight_bits, recipe.activation_bits, shifts),
         })
@@ -234,8 +241,12 @@ pub fn plan(model: &Model, recipe: &Recipe, options: PlanOptions) -> Result<Plan
 
     let all = || embedding.iter().chain(&sites);
     let elements: u64 = all().map(PlannedSite::elements).sum();
-    let bits: u64 = all().map(PlannedSite::bits).sum();
-    let coded_bytes: u64 = all().map(|s| s.bytes).sum();
+    let mut bits: u64 = all().map(PlannedSite::bits).sum();
+    let mut coded_bytes: u64 = all().map(|s| s.bytes).sum();
+    if let Some(most) = recipe.max_bits {
+        let most = (f64::from(most) * elements as f64) as u64;
+        (bits, coded_bytes) = (bits.min(most), coded_bytes.min(most.div_ceil(8)));
+    }
     let shape = Shape { model, recipe, options };
     let states = 2 * shape.state_bytes();
     let spilled = if shape.spills() { shape.activation_bytes() } else { 0 };
@@ -252,9 +263,12 @@ pub fn plan(model: &Model, recipe: &Recipe, options: PlanOptions) -> Result<Plan
 
 /// Checks that blocks divide every layer that is to be quantized.
 fn check_shapes(model: &Model, recipe: &Recipe) -> Result<(), QuantizeError> {
-    let Some(layer) = recipe.layer_scheme() else { return Ok(()) };
-    for site in model.architecture.sites().filter(|s| !recipe.keeps(s)) {
-        for scheme in [layer.weight, layer.input].into_iter().flatten() {
+    let a = &model.architecture;
+    check_bound(a, recipe)?;
+    for site in a.sites().filter(|s| !recipe.keeps(s)) {
+        let layers = recipe.layer_scheme(&site.name).into_iter();
+        let choices = if recipe.alternatives.is_empty() { Vec::new() } else { recipe.choices() };
+        for scheme in layers.chain(choices).flat_map(|l| [l.weight, l.input]).flatten() {
             scheme.check_shape(&site.weight(), site.outputs, site.inputs)?;
         }
     }
@@ -264,7 +278,7 @@ fn check_shapes(model: &Model, recipe: &Recipe) -> Result<(), QuantizeError> {
 /// Bytes of the tensors that the output takes over as they are; the choice is that of the job's last step.
 fn copied_bytes(model: &Model, sites: &[PlannedSite], embedding_coded: bool) -> Result<u64, QuantizeError> {
     let (a, source) = (&model.architecture, &model.checkpoint);
-    let bytes = |tensor: &str| Ok::<u64, CheckpointError>(source.file_of(tensor)?.find(tensor)?.bytes);
+    let bytes = |tensor: &str| Ok::<u64, CheckpointError>(source.find(tensor)?.bytes);
     let coded: std::collections::HashSet<&str> =
         sites.iter().filter(|s| s.coded()).map(|s| s.name.as_str()).collect();
     let is_coded = |tensor: &str| {
@@ -358,7 +372,7 @@ impl Shape<'_> {
     fn weights_only_memory(&self) -> Result<Memory, CheckpointError> {
         let a = self.architecture();
         let copies = match self.recipe.weight_scheme {
-            Some(scheme) if is_block(scheme) => 0,
+            Some(scheme) if is_block(scheme) && self.recipe.alternatives.iter().all(|&s| is_block(s)) => 0,
             _ => cost::WEIGHT_COPIES,
         };
         let mut largest = Memory { moment: "the start".into(), terms: vec![("process", cost::PROCESS)] };

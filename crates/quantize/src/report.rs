@@ -3,7 +3,8 @@
 use crate::profile::code_counts;
 use crate::recipe::Recipe;
 use crate::stream::QuantizedSite;
-use halfbyte_formats::{Granularity, Scheme};
+use halfbyte_checkpoint::StoredLayer;
+use halfbyte_formats::{Granularity, InputQuantizer, Scheme};
 use halfbyte_model::Model;
 use serde::{Deserialize, Serialize};
 use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
@@ -49,6 +50,9 @@ pub struct ModelReport {
     pub parameters: u64,
     /// Bytes of all of its tensors.
     pub bytes: u64,
+    /// In what form its weights were stored, where they were those of a quantized model.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub values_of: Option<String>,
 }
 
 /// One quantized layer.
@@ -118,7 +122,33 @@ pub struct InputReport {
     pub shifts: Vec<u8>,
 }
 
+impl InputReport {
+    fn new(q: &InputQuantizer) -> Self {
+        let bias = q.element().bias_of_scale(q.scale());
+        Self { scheme: q.scheme(), bias, shifts: q.shifts().to_vec() }
+    }
+}
+
 impl LayerReport {
+    /// What a stored layer itself tells, in `bits` bits: no errors (NaN), no counts.
+    pub fn of_stored(name: &str, shape: [usize; 2], bits: u64, stored: &StoredLayer) -> Self {
+        let weight = stored
+            .weight
+            .as_ref()
+            .map(|w| WeightReport::new(w.scheme, w.scales.iter().map(|&s| s * w.tensor_scale)));
+        Self {
+            name: name.into(),
+            shape,
+            bits,
+            weight,
+            input: stored.input.as_ref().map(InputReport::new),
+            channel_max: Vec::new(),
+            error: f64::NAN,
+            signal: f64::NAN,
+            relative_error: f64::NAN,
+        }
+    }
+
     /// The report of one layer with a weight of this shape.
     pub fn new(site: &QuantizedSite, shape: [usize; 2]) -> Self {
         let tensors = site.stored.scheme().tensors(&site.name, shape[0], shape[1]);
@@ -130,11 +160,7 @@ impl LayerReport {
             histogram: site.profile.weight_histogram.clone(),
             ..WeightReport::new(w.scheme, w.scales.iter().map(|&s| s * w.tensor_scale))
         });
-        let input = site.stored.input.as_ref().map(|q| InputReport {
-            scheme: q.scheme(),
-            bias: q.element().bias_of_scale(q.scale()),
-            shifts: q.shifts().to_vec(),
-        });
+        let input = site.stored.input.as_ref().map(InputReport::new);
         let relative_error = if site.signal > 0.0 { site.error / site.signal } else { 0.0 };
         Self {
             name: site.name.clone(),
@@ -192,7 +218,7 @@ impl ModelReport {
     /// Describes `model`.
     pub fn new(model: &Model) -> Self {
         let a = &model.architecture;
-        let tensors = || model.checkpoint.files().iter().flat_map(|f| f.tensors());
+        let tensors = || model.checkpoint.infos();
         Self {
             family: a.family.clone(),
             blocks: a.blocks.len(),
@@ -200,6 +226,7 @@ impl ModelReport {
             vocabulary: a.vocabulary(),
             parameters: tensors().map(|t| t.shape.iter().product::<usize>() as u64).sum(),
             bytes: tensors().map(|t| t.bytes).sum(),
+            values_of: model.values_of.clone(),
         }
     }
 }
@@ -248,6 +275,7 @@ mod tests {
             vocabulary: 8,
             parameters: 100,
             bytes: 400,
+            values_of: None,
         };
         let layer = LayerReport {
             name: "a".into(),

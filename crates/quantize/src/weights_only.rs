@@ -24,14 +24,17 @@ pub(crate) fn run(
 ) -> Result<Report, QuantizeError> {
     let architecture = &job.model.architecture;
     let missing = || QuantizeError::Recipe { field: "weight_scheme".into(), message: "is missing".into() };
-    let layer = job.recipe.layer_scheme().ok_or_else(missing)?;
-    let scheme = layer.weight.ok_or_else(missing)?;
+    let scheme_of = |site: &Site| {
+        let layer = job.recipe.layer_scheme(&site.name);
+        layer.and_then(|l| Some((l, l.weight?))).ok_or_else(missing)
+    };
     let taps: Vec<Vec<&Site>> =
         architecture.groups().map(|sites| sites.iter().filter(|s| !job.recipe.keeps(s)).collect()).collect();
     let sites = || taps.iter().flatten();
     progress.begin(sites().count(), 0);
     let (mut schemes, mut specs) = (std::collections::BTreeMap::new(), Vec::new());
     for site in sites() {
+        let (layer, scheme) = scheme_of(site)?;
         scheme.check_shape(&site.name, site.outputs, site.inputs)?;
         schemes.insert(site.name.clone(), layer);
         specs.extend(layer.tensors(&site.name, site.outputs, site.inputs));
@@ -66,11 +69,13 @@ pub(crate) fn run(
         let work = || -> Result<(), QuantizeError> {
             for (t, (sites, weights)) in taps.iter().zip(weights).enumerate() {
                 let weights = weights?;
-                let largest = match is_block(scheme) {
+                let block = |s: &&Site| scheme_of(s).is_ok_and(|(_, scheme)| is_block(scheme));
+                let largest = match sites.iter().any(block) {
                     true => weights.iter().map(|w| Values::from(w).max_abs()).fold(0.0f32, f32::max),
                     false => 0.0,
                 };
                 for (site, weight) in sites.iter().zip(weights) {
+                    let (layer, scheme) = scheme_of(site)?;
                     let (tensors, report) = quantize(job, &layer, scheme, site, &weight, largest)?;
                     let _ = give_back.send(weight); // Unless the reader is at its end.
                     layers.push(report);
@@ -124,7 +129,7 @@ fn quantize(
     largest: f32,
 ) -> Result<(Tensors, LayerReport), QuantizeError> {
     let (name, rows, cols) = (&site.name, site.outputs, site.inputs);
-    let input = job.recipe.input_scheme.map(|s| InputQuantizer::dynamic(s, 1.0, cols)).transpose()?;
+    let input = layer.input.map(|s| InputQuantizer::dynamic(s, 1.0, cols)).transpose()?;
     let (error, signal, report);
     let tensors: Tensors;
     if is_block(scheme) {

@@ -54,6 +54,7 @@ fn report(blocks: usize) -> Report {
     Report {
         halfbyte: "0.0.0".into(),
         model: Some(ModelReport {
+            values_of: None,
             family: "llama".into(),
             blocks,
             hidden: 64,

@@ -21,7 +21,11 @@ pub(crate) fn run(args: &CompareArgs) -> anyhow::Result<()> {
     let start = Instant::now();
     system::use_threads(args.machine.threads)?;
     system::stop_on_interrupt()?;
-    let models = args.models.iter().map(|dir| measure::open(dir)).collect::<anyhow::Result<Vec<_>>>()?;
+    let models = args
+        .models
+        .iter()
+        .map(|dir| measure::open(dir, &args.measure))
+        .collect::<anyhow::Result<Vec<_>>>()?;
     let mut compared =
         args.models.iter().zip(&models).map(|(d, m)| describe(d, m)).collect::<anyhow::Result<Vec<_>>>()?;
     let tasks = measure::tasks(&args.measure, args.seed.filter(|_| args.measure.limit.is_some()))?;
@@ -74,7 +78,7 @@ fn describe(dir: &Path, model: &Model) -> anyhow::Result<ComparedModel> {
     let mut described = ComparedModel {
         model: dir.display().to_string(),
         quantized: measure::recipe(model),
-        size_bytes: model.checkpoint.files().iter().map(|f| f.file_len()).sum(),
+        size_bytes: model.checkpoint.files().iter().map(|f| f.1).sum(),
         bits_per_weight: None,
         perplexity: None,
         divergence: None,
@@ -82,7 +86,7 @@ fn describe(dir: &Path, model: &Model) -> anyhow::Result<ComparedModel> {
         layers: Vec::new(),
     };
     if described.quantized.is_none() {
-        let tensors = || model.checkpoint.files().iter().flat_map(|f| f.tensors());
+        let tensors = || model.checkpoint.infos();
         let weights: u64 = tensors().map(|t| t.shape.iter().product::<usize>() as u64).sum();
         let stored: u64 = tensors().map(|t| t.bytes).sum();
         described.bits_per_weight = Some(8.0 * stored as f64 / weights.max(1) as f64);
@@ -93,7 +97,7 @@ fn describe(dir: &Path, model: &Model) -> anyhow::Result<ComparedModel> {
         Ok(text) => serde_json::from_slice::<Report>(&text)
             .with_context(|| format!("{} is not a report of this version", path.display()))?,
         // A model without its report can be measured all the same.
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(described),
+        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(described),
         Err(e) => return Err(e).with_context(|| format!("cannot read {}", path.display())),
     };
     described.bits_per_weight = Some(report.bits_per_weight);

@@ -27,8 +27,8 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
     let start = Instant::now();
     system::use_threads(args.machine.threads)?;
     system::stop_on_interrupt()?;
-    let model = measure::open(&args.dir)?;
-    let reference = args.reference.as_deref().map(measure::open).transpose()?;
+    let model = measure::open(&args.dir, &args.measure)?;
+    let reference = args.reference.as_deref().map(|r| measure::open(r, &args.measure)).transpose()?;
     // Whatever is wrong with the files is said before anything is computed.
     let tasks = measure::tasks(&args.measure, args.seed)?;
     let models: Vec<_> = reference.iter().chain([&model]).collect();
@@ -114,7 +114,10 @@ fn table(args: &EvalArgs, found: &Found, recipe: Option<&str>, seconds: f64) -> 
         }
         writeln!(text, "{}{table}", if text.is_empty() { "" } else { "\n" })?;
     }
-    let form = recipe.map_or("as it is".into(), |r| format!("quantized with {r}, run from its codes"));
+    let form = recipe.map_or("as it is".into(), |r| match r.strip_prefix("GGUF ") {
+        Some(types) => format!("GGUF, computed with the values of its {types} blocks"),
+        None => format!("quantized with {r}, run from its codes"),
+    });
     writeln!(text, "model        {}, {form}", args.dir.display())?;
     if let Some(reference) = &args.reference {
         writeln!(text, "reference    {}", reference.display())?;

@@ -6,7 +6,7 @@ use crate::output::{self, bytes, duration};
 use crate::progress::Bar;
 use crate::system;
 use anyhow::Context;
-use halfbyte_export::{Exported, Target};
+use halfbyte_export::{Exported, Rest, Target};
 use halfbyte_model::Model;
 use serde_json::json;
 use std::fmt::Write;
@@ -26,13 +26,17 @@ pub(crate) fn run(args: &ExportArgs) -> anyhow::Result<()> {
     if args.out.exists() {
         return Err(halfbyte_export::ExportError::Exists(args.out.clone()).into());
     }
+    let rest = args.rest.map_or(Rest::AsStored, Rest::from);
+    if let (Some(target), true) = (args.to.iter().find(|t| !t.is_gguf()), args.rest.is_some()) {
+        return Err(Failure::new(format!("--rest is for GGUF; {target} keeps the rest as it is")).into());
+    }
     let single = args.to.len() == 1;
     let bar = Bar::new("tensors");
     let mut done: Vec<Exported> = Vec::new();
     for target in &args.to {
         let dir = if single { args.out.clone() } else { args.out.join(target.name()) };
         bar.stage(format!("tensors of {target}"));
-        let exported = halfbyte_export::export(&model, *target, &dir, &mut |n, all| {
+        let exported = halfbyte_export::export(&model, *target, rest, &dir, &mut |n, all| {
             bar.set(n, all);
             !system::asked_to_stop()
         });

@@ -1,9 +1,11 @@
 //! `halfbyte inspect`: what a folder holds.
 
+use super::measure;
 use super::report::read_report;
 use crate::cli::InspectArgs;
 use crate::output::{self, Table, bytes, thousands};
 use anyhow::Context;
+use halfbyte_checkpoint::Manifest;
 use halfbyte_model::{Model, StemSpec};
 use halfbyte_quantize::LayerReport;
 use serde_json::{Value, json};
@@ -13,25 +15,44 @@ use std::fmt::Write;
 pub(crate) fn run(args: &InspectArgs) -> anyhow::Result<()> {
     let model =
         Model::open(&args.dir).with_context(|| format!("cannot use the model {}", args.dir.display()))?;
-    match model.manifest {
-        Some(_) => quantized(args),
+    match &model.manifest {
+        Some(manifest) => quantized(args, &model, manifest),
         None => original(args, &model),
     }
 }
 
-fn quantized(args: &InspectArgs) -> anyhow::Result<()> {
-    let report = read_report(&args.dir)?;
-    let layers: Vec<Summary> = report.layers.iter().map(Summary::new).collect();
+fn quantized(args: &InspectArgs, model: &Model, manifest: &Manifest) -> anyhow::Result<()> {
+    // Other tools leave no report, and ours may have been lost: the layers themselves tell all but their errors.
+    let report = match args.dir.join("report.json").exists() {
+        true => Some(read_report(&args.dir)?),
+        false => None,
+    };
+    let layers = match &report {
+        Some(report) => report.layers.clone(),
+        None => stored_layers(model, manifest)?,
+    };
+    let name = match &report {
+        Some(report) => report.recipe.name.clone(),
+        None => measure::recipe(model).unwrap_or_default(),
+    };
+    let size = match &report {
+        Some(report) => report.output_bytes,
+        None => model.checkpoint.infos().map(|t| t.bytes).sum(),
+    };
+    let weights: usize = layers.iter().map(|l| l.shape[0] * l.shape[1]).sum();
+    let bits = layers.iter().map(|l| l.bits).sum::<u64>() as f64 / weights.max(1) as f64;
+    let layers: Vec<Summary> = layers.iter().map(Summary::new).collect();
     if args.output.json {
         return output::print_json(&json!({
             "model": args.dir,
             "quantized": true,
-            "recipe": report.recipe.name,
-            "calibration_windows": report.calibration_windows,
-            "calibration_tokens": report.calibration_tokens,
-            "output_bytes": report.output_bytes,
-            "bits_per_weight": report.bits_per_weight,
-            "mean_relative_error": report.mean_relative_error,
+            "recipe": name,
+            "report": report.is_some(),
+            "calibration_windows": report.as_ref().map(|r| r.calibration_windows),
+            "calibration_tokens": report.as_ref().map(|r| r.calibration_tokens),
+            "output_bytes": size,
+            "bits_per_weight": bits,
+            "mean_relative_error": report.as_ref().map(|r| r.mean_relative_error),
             "layers": layers.iter().map(Summary::json).collect::<Vec<_>>(),
         }));
     }
@@ -41,23 +62,43 @@ fn quantized(args: &InspectArgs) -> anyhow::Result<()> {
         table.row(layer.cells());
     }
     let mut text = format!("{table}\n");
-    writeln!(
-        text,
-        "recipe         {}, calibrated on {} windows, {} tokens",
-        report.recipe.name, report.calibration_windows, report.calibration_tokens
-    )?;
-    writeln!(
-        text,
-        "size           {}, {:.3} bits per quantized weight",
-        bytes(report.output_bytes),
-        report.bits_per_weight
-    )?;
-    writeln!(
-        text,
-        "output error   {:.3} % of the signal, mean over layers",
-        100.0 * report.mean_relative_error
-    )?;
+    match &report {
+        Some(r) => writeln!(
+            text,
+            "recipe         {name}, calibrated on {} windows, {} tokens",
+            r.calibration_windows, r.calibration_tokens
+        )?,
+        None => writeln!(text, "stored as      {name}; there is no report.json, so errors are not known")?,
+    }
+    writeln!(text, "size           {}, {bits:.3} bits per quantized weight", bytes(size))?;
+    if let Some(r) = &report {
+        writeln!(
+            text,
+            "output error   {:.3} % of the signal, mean over layers",
+            100.0 * r.mean_relative_error
+        )?;
+    }
     output::print(&text)
+}
+
+/// What the quantized layers themselves tell, in the order of the network.
+fn stored_layers(model: &Model, manifest: &Manifest) -> anyhow::Result<Vec<LayerReport>> {
+    let a = &model.architecture;
+    let mut layers = Vec::new();
+    for site in [a.embedding()].into_iter().chain(a.sites()) {
+        let (name, rows, cols) = (&site.name, site.outputs, site.inputs);
+        let (Some(scheme), Some(stored)) = (manifest.layers.get(name), model.stored_layer(site)?) else {
+            continue;
+        };
+        let tensors = manifest.layout.tensors(scheme, name, rows, cols).unwrap_or_default();
+        let stored_bytes = tensors.iter().filter_map(|t| model.checkpoint.info(&t.name)).map(|t| t.bytes);
+        let mut bits = 8 * stored_bytes.sum::<u64>();
+        if scheme.weight.is_none() {
+            bits += 16 * (rows * cols) as u64;
+        }
+        layers.push(LayerReport::of_stored(name, [rows, cols], bits, &stored));
+    }
+    Ok(layers)
 }
 
 /// A layer's report, with its long lists summed up.
@@ -99,7 +140,10 @@ impl<'a> Summary<'a> {
             }
             None => (none(), none(), none()),
         };
-        let error = format!("{:.3} %", 100.0 * self.layer.relative_error);
+        let error = match self.layer.relative_error {
+            unknown if unknown.is_nan() => none(),
+            known => format!("{:.3} %", 100.0 * known),
+        };
         [
             self.layer.name.clone(),
             format,
@@ -128,11 +172,12 @@ fn original(args: &InspectArgs, model: &Model) -> anyhow::Result<()> {
     let a = &model.architecture;
     // Tensors, numbers and bytes by type.
     let mut dtypes: BTreeMap<String, (usize, u64, u64)> = BTreeMap::new();
-    for tensor in model.checkpoint.files().iter().flat_map(|f| f.tensors()) {
-        let entry = dtypes.entry(tensor.dtype.to_string()).or_default();
+    for tensor in model.checkpoint.infos() {
+        let (kind, size) = model.checkpoint.stored_as(&tensor.name).unwrap_or_default();
+        let entry = dtypes.entry(kind).or_default();
         entry.0 += 1;
         entry.1 += tensor.shape.iter().product::<usize>() as u64;
-        entry.2 += tensor.bytes;
+        entry.2 += size;
     }
     let parameters: u64 = dtypes.values().map(|d| d.1).sum();
     let linears = a.sites().count();
@@ -143,7 +188,8 @@ fn original(args: &InspectArgs, model: &Model) -> anyhow::Result<()> {
             .collect();
         return output::print_json(&json!({
             "model": args.dir,
-            "quantized": false,
+            "quantized": model.values_of.is_some(),
+            "stored_as": model.values_of,
             "family": a.family,
             "task": a.head.task.name(),
             "parameters": parameters,
@@ -157,7 +203,10 @@ fn original(args: &InspectArgs, model: &Model) -> anyhow::Result<()> {
         }));
     }
     let mut text = String::new();
-    writeln!(text, "{} is an original checkpoint, not quantized\n", args.dir.display())?;
+    match &model.values_of {
+        None => writeln!(text, "{} is an original checkpoint, not quantized\n", args.dir.display())?,
+        Some(form) => writeln!(text, "{} is a quantized model: {form}\n", args.dir.display())?,
+    }
     writeln!(text, "family         {}, {}", a.family, a.head.task.name())?;
     writeln!(text, "parameters     {}", thousands(parameters))?;
     writeln!(text, "layers         {} blocks, {linears} linear layers", a.blocks.len())?;
@@ -180,6 +229,8 @@ fn original(args: &InspectArgs, model: &Model) -> anyhow::Result<()> {
     for (name, (tensors, _, size)) in &dtypes {
         writeln!(text, "stored         {tensors} tensors of {name}, {}", bytes(*size))?;
     }
-    writeln!(text, "\nNext: halfbyte plan {} --recipe fpq-w4a4", args.dir.display())?;
+    if model.values_of.is_none() {
+        writeln!(text, "\nNext: halfbyte plan {} --recipe fpq-w4a4", args.dir.display())?;
+    }
     output::print(&text)
 }

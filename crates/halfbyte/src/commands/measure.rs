@@ -4,7 +4,8 @@ use crate::cli::MeasureArgs;
 use crate::fail::Failure;
 use crate::output;
 use anyhow::Context;
-use halfbyte_evaluate::tasks::{Selection, Task, TaskResult};
+use halfbyte_data::Selection;
+use halfbyte_evaluate::tasks::{Task, TaskResult};
 use halfbyte_evaluate::{Cache, PerplexityOptions, read_text};
 use halfbyte_model::Model;
 use std::ffi::OsString;
@@ -15,13 +16,15 @@ use tracing::{info, warn};
 const WINDOW: usize = 2048;
 
 /// Opens a model folder.
-pub(super) fn open(dir: &Path) -> anyhow::Result<Model> {
-    Model::open(dir).with_context(|| format!("cannot use the model {}", dir.display()))
+pub(super) fn open(dir: &Path, args: &MeasureArgs) -> anyhow::Result<Model> {
+    let mut model = Model::open(dir).with_context(|| format!("cannot use the model {}", dir.display()))?;
+    model.tokenizer_file.clone_from(&args.tokenizer);
+    Ok(model)
 }
 
-/// The name of the recipe that a model was quantized with.
+/// The name of the recipe that a model was quantized with, or of the form in which another tool stored it.
 pub(super) fn recipe(model: &Model) -> Option<String> {
-    let manifest = model.manifest.as_ref()?;
+    let Some(manifest) = model.manifest.as_ref() else { return model.values_of.clone() };
     Some(manifest.recipe.get("name").and_then(|n| n.as_str()).unwrap_or("unnamed").into())
 }
 

@@ -6,6 +6,7 @@ use crate::output::{self, Table, bytes, thousands};
 use crate::{recipes, system};
 use anyhow::Context;
 use halfbyte_checkpoint::LayerScheme;
+use halfbyte_export::Target;
 use halfbyte_formats::{Element, Granularity, Scheme};
 use halfbyte_model::Model;
 use halfbyte_quantize::{Plan, PlanOptions, PlannedSite, Recipe, Speed};
@@ -17,21 +18,23 @@ const WINDOW: usize = 512;
 
 pub(crate) fn run(args: &PlanArgs, every_layer: bool) -> anyhow::Result<()> {
     system::use_threads(args.machine.threads)?;
-    let model = open_original(&args.model)?;
+    let model = open_original(&args.model, args.requantize)?;
     let recipe = recipes::chosen(&args.recipe, &model.architecture)?;
     let text_windows = args.calibration.calibration_windows;
     let windows = text_windows + recipe.coverage_windows(text_windows);
     let window = calibration_window(&args.calibration, &model)?;
     let (plan, _) = planned(&model, &recipe, &args.calibration, windows, window)?;
     for target in &args.to {
-        let scheme = |name: &str| {
-            let planned = plan.embedding.iter().chain(&plan.sites).any(|s| s.name == name);
-            // Searched formats are no target's; any scheme that none has stands for them.
-            let searched =
-                LayerScheme { weight: Some(Scheme::new(Element::E2M1, Granularity::Channel)), input: None };
-            planned.then(|| recipe.layer_scheme().unwrap_or(searched))
-        };
-        halfbyte_export::check(&model.architecture, &scheme, *target)?;
+        if !recipe.alternatives.is_empty() && !target.is_mixed() {
+            return Err(Failure::new(format!(
+                "{target} holds one scheme, and the recipe's alternatives let every layer choose"
+            ))
+            .hint("vllm-mixed and gguf-mixed hold several; or leave out alternatives")
+            .into());
+        }
+        for choice in recipe.choices() {
+            check(&model, &recipe, &plan, choice, *target)?;
+        }
     }
     let seconds = plan.work.seconds(Speed::measure());
     if args.output.json {
@@ -41,6 +44,7 @@ pub(crate) fn run(args: &PlanArgs, every_layer: bool) -> anyhow::Result<()> {
     text += &if every_layer { layers(&plan) } else { kinds(&plan) };
     writeln!(text)?;
     text += &headline(&plan)?;
+    text += &source_line(&model);
     writeln!(
         text,
         "time           about {} here, with {} threads",
@@ -55,15 +59,48 @@ pub(crate) fn run(args: &PlanArgs, every_layer: bool) -> anyhow::Result<()> {
     output::print(&text)
 }
 
-/// Opens a model that is to be quantized.
-pub(crate) fn open_original(dir: &std::path::Path) -> anyhow::Result<Model> {
+/// What a target cannot hold, if layers that choose get `choice`, is refused.
+fn check(
+    model: &Model,
+    recipe: &Recipe,
+    plan: &Plan,
+    choice: LayerScheme,
+    target: Target,
+) -> anyhow::Result<()> {
+    // Searched formats are no target's; any scheme that none has stands for them.
+    let searched =
+        LayerScheme { weight: Some(Scheme::new(Element::E2M1, Granularity::Channel)), input: None };
+    let scheme = |name: &str| {
+        let planned = plan.embedding.iter().chain(&plan.sites).any(|s| s.name == name);
+        planned.then(|| match recipe.layer_scheme(name) {
+            Some(_) if !recipe.alternatives.is_empty() => choice,
+            Some(own) => own,
+            None => searched,
+        })
+    };
+    halfbyte_export::check(&model.architecture, &scheme, target)?;
+    Ok(())
+}
+
+/// Opens a model that is to be quantized. One that is quantized already is taken only where the user asks for it.
+pub(crate) fn open_original(dir: &std::path::Path, requantize: bool) -> anyhow::Result<Model> {
     let model = Model::open(dir).with_context(|| format!("cannot use the model {}", dir.display()))?;
-    match &model.manifest {
-        Some(_) => Err(Failure::new(format!("{} is already quantized", dir.display()))
-            .hint("give the full-precision checkpoint it was made from")
+    match (&model.manifest, &model.values_of) {
+        (None, None) => Ok(model),
+        _ if requantize => Ok(model.dequantized()?),
+        _ => Err(Failure::new(format!("{} is already quantized", dir.display()))
+            .hint(
+                "give the full-precision checkpoint it was made from; or --requantize, which starts from its rounded weights",
+            )
             .into()),
-        None => Ok(model),
     }
+}
+
+/// A line that says so if the model is itself a quantized one.
+pub(crate) fn source_line(model: &Model) -> String {
+    let line =
+        |form| format!("source         the rounded weights of {form}; errors are measured against them\n");
+    model.values_of.as_ref().map_or_else(String::new, line)
 }
 
 /// The calibration window, checked against the model's context.

@@ -1,6 +1,6 @@
 //! `halfbyte quantize`: the whole run, from a checkpoint to the output folder.
 
-use super::plan::{calibration_window, headline, open_original, planned};
+use super::plan::{calibration_window, headline, open_original, planned, source_line};
 use super::report;
 use crate::cli::QuantizeArgs;
 use crate::fail::Failure;
@@ -23,7 +23,7 @@ pub(crate) fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
     let start = Instant::now();
     system::use_threads(args.machine.threads)?;
     system::stop_on_interrupt()?;
-    let model = open_original(&args.model)?;
+    let model = open_original(&args.model, args.requantize)?;
     let recipe = recipes::chosen(&args.recipe, &model.architecture)?;
     let window = calibration_window(&args.calibration, &model)?;
     let wanted = args.calibration.calibration_windows;
@@ -33,6 +33,7 @@ pub(crate) fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
     let activation_memory = options.activation_memory;
     if !args.output.json {
         let mut text = headline(&plan)?;
+        text += &source_line(&model);
         match inputs.len() {
             0 => writeln!(text, "calibration    none, weights alone decide")?,
             n => writeln!(text, "calibration    {n} windows of {window} tokens")?,
@@ -74,6 +75,7 @@ pub(crate) fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
         return output::print_json(&json!({
             "out": args.out,
             "recipe": recipe.name,
+            "requantized": model.values_of,
             "seconds": seconds,
             "phases": phases,
             "peak_rss_bytes": peak,

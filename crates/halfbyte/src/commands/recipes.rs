@@ -62,6 +62,12 @@ const FIELDS: &[(&str, &str)] = &[
         "for method = \"scheme\": element/granularity/scale format, as e2m1/group16/e4m3 (NVFP4)",
     ),
     ("input_scheme", "the same for inputs, as e2m1/group16/e4m3/dynamic; leave out for 16 bits"),
+    (
+        "alternatives",
+        "schemes that weights may have instead: the layers that share an input take the one of least error",
+    ),
+    ("max_bits", "with alternatives: most stored bits of a weight on average, scales included"),
+    ("[schemes]", "schemes of weights by parts of layer names, as down_proj = \"e4m3fn/channel\""),
     ("scales", "of weights, for method = \"scheme\": absmax, round-up, four-over-six, sweep or weighted"),
     ("weight_bits", "of linear layers: 4, 6, 8, or 16 to leave them alone"),
     ("activation_bits", "of the inputs of linear layers: 4, 6, 8, or 16"),
@@ -92,6 +98,10 @@ const FIELDS: &[(&str, &str)] = &[
         "how candidates are scored: direct (slow), gram (the same scores), ranked (the best few by gram)",
     ),
     ("finalists", "candidates scored fully when ranked; with 1 the ranking decides"),
+    (
+        "products",
+        "over the calibration tokens: f32, or bf16 (factors rounded to bfloat16; faster with AVX512-BF16, equal results without)",
+    ),
     ("sample_tokens", "tokens that the search for an input's quantizer looks at"),
     ("seed", "of that sample and of the coverage windows"),
     ("[weight_grid]", "candidates for the scale of a weight row; kind: bias (published) or maxval"),

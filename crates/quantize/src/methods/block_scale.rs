@@ -8,13 +8,14 @@ use super::{SiteResult, SiteWeight, output_error};
 use crate::QuantizeError;
 use crate::profile::{Profile, short, weight_histogram};
 use crate::recipe::{Recipe, Scales};
-use crate::tap::{Sample, TapInputs};
-use halfbyte_checkpoint::RawTensor;
+use crate::tap::{Sample, TapInputs, quantized as seen_by};
+use halfbyte_checkpoint::{LayerScheme, RawTensor};
 use halfbyte_formats::block::tensor_scale;
 use halfbyte_formats::{
     BlockQuantizer, Granularity, InputQuantizer, QuantizedMatrix, ScaleFormat, Scheme, kernel,
 };
 use rayon::prelude::*;
+use std::borrow::Cow;
 
 /// Quantizes the layers of one tap.
 pub(super) fn quantize_tap(
@@ -24,30 +25,42 @@ pub(super) fn quantize_tap(
     sites: Vec<SiteWeight>,
     recipe: &Recipe,
 ) -> Result<Vec<SiteResult>, QuantizeError> {
-    let input = input_quantizer(channel_max, recipe)?;
     let energy = if recipe.scales == Scales::Weighted { channel_energy(inputs)? } else { Vec::new() };
     let largest = sites.iter().map(|s| kernel::max_abs(&s.weight.data)).fold(0.0f32, f32::max);
-    let mut seen = sample.x.clone();
-    if let Some(q) = &input {
-        q.apply(&mut seen.data);
+    let own = sites.first().and_then(|s| recipe.layer_scheme(&s.site.name)).into_iter();
+    let choices = if recipe.alternatives.is_empty() { own.collect() } else { recipe.choices() };
+    // The layers here take the scheme of least error together.
+    let mut best: Option<(f64, LayerScheme, Vec<Option<QuantizedMatrix>>)> = None;
+    for layer in choices {
+        let (mut total, mut quantized) = (0.0, Vec::with_capacity(sites.len()));
+        for SiteWeight { site, weight } in &sites {
+            let Some(scheme) = layer.weight else {
+                quantized.push(None);
+                continue;
+            };
+            let matrix =
+                quantize(&site.name, &weight.data, weight.cols, scheme, largest, recipe.scales, &energy)?;
+            if !recipe.alternatives.is_empty() {
+                total += weighted_error(&matrix, &weight.data, &energy);
+            }
+            quantized.push(Some(matrix));
+        }
+        if best.as_ref().is_none_or(|b| total < b.0) {
+            best = Some((total, layer, quantized));
+        }
     }
+    let Some((_, layer, quantized)) = best else { return Ok(Vec::new()) };
+    let input = input_quantizer(channel_max, layer.input)?;
+    let seen = match &input {
+        Some(q) => Cow::Owned(seen_by(&sample.x, q)),
+        None => Cow::Borrowed(&sample.x),
+    };
     let mut results = Vec::with_capacity(sites.len());
-    for SiteWeight { site, weight } in sites {
-        let quantized = match recipe.weight_scheme {
-            None => None,
-            Some(scheme) => Some(quantize(
-                &site.name,
-                &weight.data,
-                weight.cols,
-                scheme,
-                largest,
-                recipe.scales,
-                &energy,
-            )?),
-        };
+    for (SiteWeight { weight, .. }, quantized) in sites.into_iter().zip(quantized) {
         let values = quantized.as_ref().map(QuantizedMatrix::dequantize);
         let values = values.as_deref().unwrap_or(&weight.data);
-        let (error, signal) = output_error(sample, &seen, &weight.data, values, weight.cols);
+        let (error, signal) =
+            output_error(sample, &seen, &weight.data, values, weight.cols, recipe.products.precision());
         let profile = Profile {
             channel_max: channel_max.iter().map(|&m| short(m)).collect(),
             weight_histogram: quantized
@@ -60,8 +73,26 @@ pub(super) fn quantize_tap(
     Ok(results)
 }
 
-fn input_quantizer(channel_max: &[f32], recipe: &Recipe) -> Result<Option<InputQuantizer>, QuantizeError> {
-    let Some(scheme) = recipe.input_scheme else { return Ok(None) };
+/// `Σ w (Q(x) − x)² / Σ w x²` with the weights `energy` of the columns; empty for all alike.
+fn weighted_error(matrix: &QuantizedMatrix, weight: &[f32], energy: &[f32]) -> f64 {
+    let (mut error, mut signal) = (0.0, 0.0);
+    let mut row = vec![0.0; matrix.cols];
+    for (r, full) in weight.chunks_exact(matrix.cols.max(1)).enumerate() {
+        matrix.dequantize_row(r, &mut row);
+        for (j, (&q, &x)) in row.iter().zip(full).enumerate() {
+            let w = energy.get(j).copied().map_or(1.0, f64::from);
+            error += w * f64::from(q - x).powi(2);
+            signal += w * f64::from(x).powi(2);
+        }
+    }
+    if signal > 0.0 { error / signal } else { 0.0 }
+}
+
+fn input_quantizer(
+    channel_max: &[f32],
+    scheme: Option<Scheme>,
+) -> Result<Option<InputQuantizer>, QuantizeError> {
+    let Some(scheme) = scheme else { return Ok(None) };
     let mut largest = 0.0;
     if InputQuantizer::has_scale(scheme) {
         largest = channel_max.iter().copied().fold(0.0f32, f32::max);
