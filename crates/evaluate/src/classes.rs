@@ -38,8 +38,9 @@ fn logits(
         ));
     }
     let rows: Vec<usize> = inputs.iter().map(|i| a.rows(i)).collect();
-    if let Some((i, rows)) = rows.iter().enumerate().find(|(_, r)| **r == 0 || **r > a.context) {
-        let message = format!("input {i} has {rows} rows for the network, which takes 1 to {}", a.context);
+    if let Some(i) = rows.iter().position(|&r| r == 0 || r > a.context) {
+        let (rows, most) = (rows[i], a.context);
+        let message = format!("input {i} has {rows} rows for the network, which takes 1 to {most}");
         return Err(EvaluateError::Input(message));
     }
     let classes = a.head.output().map_or(0, |s| s.outputs);

@@ -57,7 +57,7 @@ fn logits(model: &Model, inputs: &[Input]) -> Matrix {
 }
 
 fn relative_error(model: &Model, recipe: &Recipe) -> f64 {
-    let calibration = inputs(&model.architecture, 24, 0);
+    let calibration = inputs(&model.architecture, 12, 0);
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out");
     let job = Job { model, recipe, inputs: &calibration, out: &out, activation_memory: 1 << 30, pages: None };
