@@ -2,6 +2,7 @@
 //! the differences mean anything.
 
 mod cache;
+mod classify;
 mod compare;
 mod divergence;
 mod error;
@@ -16,7 +17,8 @@ mod test_model;
 mod text;
 
 pub use cache::{Cache, Fingerprint};
-pub use compare::{ComparedModel, ComparedTask, Comparison, LayerError};
+pub use classify::{ClassificationResult, Classified, ClassifiedRow, classify};
+pub use compare::{ComparedClassification, ComparedModel, ComparedTask, Comparison, LayerError};
 pub use divergence::{Divergence, Divergences, divergence};
 pub use error::EvaluateError;
 pub use likelihood::{Item, Likelihood, Request};
