@@ -171,8 +171,8 @@ fn classes(
         let right = |c: &Classified| c.correct();
         let beside = reference.as_ref().and_then(|r| Some((right(r)?, right(&found)?)));
         let differences = reference.iter().flat_map(|reference| {
-            let metrics = labelled.metrics.iter();
-            metrics.map(|m| (m.name().into(), found.answers.difference(&reference.answers, *m, seed)))
+            let metrics = Metric::ALL.into_iter().filter(|m| found.result.metrics.contains_key(m.name()));
+            metrics.map(|m| (m.name().into(), found.answers.difference(&reference.answers, m, seed)))
         });
         out.classification = Some(ComparedClassification {
             result: found.result.clone(),

@@ -17,7 +17,7 @@ use std::path::Path;
 pub(super) struct Labelled {
     pub(super) examples: Box<dyn Examples>,
     /// What is measured, besides accuracy.
-    pub(super) metrics: Vec<Metric>,
+    metrics: Vec<Metric>,
 }
 
 /// Opens what --images or --classify names for this model; `None` where neither is given.
