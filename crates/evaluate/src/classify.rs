@@ -105,7 +105,8 @@ pub fn classify(
         let (mut inputs, mut rows) = (Vec::new(), 0);
         while rows < ROWS && inputs.len() < waiting.len() {
             let piece = &waiting[inputs.len()..waiting.len().min(inputs.len() + LOADED)];
-            let loaded = piece.par_iter().map(|&i| load(model, examples, i)).collect::<Result<Vec<_>, _>>()?;
+            let loaded =
+                piece.par_iter().map(|&i| load(model, examples, i)).collect::<Result<Vec<_>, _>>()?;
             rows += loaded.iter().map(|i| model.architecture.rows(i)).sum::<usize>();
             inputs.extend(loaded);
         }

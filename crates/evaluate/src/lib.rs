@@ -2,6 +2,7 @@
 //! the differences mean anything.
 
 mod cache;
+mod classes;
 mod classify;
 mod compare;
 mod divergence;
@@ -17,6 +18,7 @@ mod test_model;
 mod text;
 
 pub use cache::{Cache, Fingerprint};
+pub use classes::class_logits;
 pub use classify::{ClassificationResult, Classified, ClassifiedRow, classify};
 pub use compare::{ComparedClassification, ComparedModel, ComparedTask, Comparison, LayerError};
 pub use divergence::{Divergence, Divergences, divergence};

@@ -49,9 +49,10 @@ impl Kind {
             Self::Windows => {
                 ["a text", "a few pages of ordinary UTF-8 text, such as the model will read, in one file"]
             }
-            Self::Texts => {
-                ["texts", "a tsv, jsonl or parquet file with such texts as the model will read, or a txt file with one a line"]
-            }
+            Self::Texts => [
+                "texts",
+                "a tsv, jsonl or parquet file with such texts as the model will read, or a txt file with one a line",
+            ],
             Self::Images => ["images", "a folder of JPEG and PNG files, in it or in its folders"],
         }
     }

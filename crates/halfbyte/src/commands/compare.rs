@@ -11,7 +11,8 @@ use anyhow::Context;
 use halfbyte_data::Metric;
 use halfbyte_evaluate::tasks::{Kind, Task, TaskOutcome, run_tasks};
 use halfbyte_evaluate::{
-    Cache, Classified, ComparedClassification, ComparedModel, ComparedTask, Comparison, LayerError, divergence, paired,
+    Cache, Classified, ComparedClassification, ComparedModel, ComparedTask, Comparison, LayerError,
+    divergence, paired,
 };
 use halfbyte_model::Model;
 use halfbyte_quantize::Report;
@@ -306,8 +307,17 @@ fn table(comparison: &Comparison, tasks: &[Task], time: &str) -> anyhow::Result<
 
 /// A line for every figure of every model.
 fn classification_table<'a>(models: impl Iterator<Item = &'a ComparedClassification>) -> Table {
-    let mut table =
-        Table::new(["figure", "", "value", "rows", "only 1 right", "only it right", "difference", "95 %", "p"]);
+    let mut table = Table::new([
+        "figure",
+        "",
+        "value",
+        "rows",
+        "only 1 right",
+        "only it right",
+        "difference",
+        "95 %",
+        "p",
+    ]);
     let models: Vec<_> = models.collect();
     let names: Vec<&String> = models.first().into_iter().flat_map(|m| m.result.metrics.keys()).collect();
     for name in names {

@@ -11,8 +11,6 @@ use halfbyte_evaluate::{Cache, ClassificationResult, Classified, Score, classify
 use halfbyte_model::{Model, Task};
 use std::path::Path;
 
-
-
 /// Examples as one model reads them.
 pub(super) struct Labelled {
     pub(super) examples: Box<dyn Examples>,
