@@ -38,7 +38,7 @@ fn logits(
         ));
     }
     let rows: Vec<usize> = inputs.iter().map(|i| a.rows(i)).collect();
-    for (i, &rows) in rows.iter().enumerate().filter(|(_, r)| **r == 0 || **r > a.context) {
+    if let Some((i, rows)) = rows.iter().enumerate().find(|(_, r)| **r == 0 || **r > a.context) {
         let message = format!("input {i} has {rows} rows for the network, which takes 1 to {}", a.context);
         return Err(EvaluateError::Input(message));
     }

@@ -70,7 +70,7 @@ impl<'a> Config<'a> {
         let heads = self.size(key)?;
         match self.size_or("head_dim")? {
             Some(dim) => Ok((heads, dim)),
-            None if hidden % heads == 0 => Ok((heads, hidden / heads)),
+            None if hidden.is_multiple_of(heads) => Ok((heads, hidden / heads)),
             None => Err(invalid(key, format!("{heads} does not divide hidden_size {hidden}"))),
         }
     }
