@@ -46,7 +46,7 @@ mod tensor;
 mod writer;
 
 /// Files that go with a model, copied where present.
-pub const COMPANIONS: [&str; 9] = [
+pub const COMPANIONS: [&str; 10] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "tokenizer.model",
@@ -56,6 +56,7 @@ pub const COMPANIONS: [&str; 9] = [
     "merges.txt",
     "generation_config.json",
     "chat_template.jinja",
+    "preprocessor_config.json",
 ];
 
 pub use atomic::{AtomicFile, copy_atomic, write_atomic};

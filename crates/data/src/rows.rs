@@ -1,4 +1,4 @@
-//! The rows of a file, jsonl, parquet or tsv, with what is needed to complain about one.
+//! The rows of a file, jsonl, parquet, tsv or txt, with what is needed to complain about one.
 
 use crate::DataError;
 use crate::panics::without_panic;
@@ -26,7 +26,8 @@ impl Rows {
     /// Reads a file in the form that the end of its name says.
     ///
     /// A tsv file has fields between tabs and nothing that quotes them. Its first line has the names of the columns if
-    /// one of `names` is among them; if none is, the columns are called 1, 2, and so on.
+    /// one of `names` is among them; if none is, the columns are called 1, 2, and so on. A txt file has a column `text`, a
+    /// row for each line that is not blank.
     ///
     /// # Errors
     /// [`DataError::File`] for another form or a damaged file, [`DataError::Row`] for a wrong line.
@@ -35,7 +36,8 @@ impl Rows {
             Some("jsonl") => Self::from_jsonl(path.into()),
             Some("parquet") => Self::from_parquet(path.into()),
             Some("tsv") => Self::from_tsv(path.into(), names),
-            _ => Err(DataError::file(path, "not a name that ends in .jsonl, .parquet or .tsv")),
+            Some("txt") => Self::from_txt(path.into()),
+            _ => Err(DataError::file(path, "not a name that ends in .jsonl, .parquet or .tsv, or in .txt")),
         }
     }
 
@@ -91,6 +93,13 @@ impl Rows {
             rows.rows.push((i + 1, Row(fields.collect())));
         }
         Ok(rows)
+    }
+
+    fn from_txt(path: PathBuf) -> Result<Self, DataError> {
+        let text = read_utf8(&path)?;
+        let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+        let row = |line: &str| Row([("text".to_string(), line.into())].into_iter().collect());
+        Ok(Self { path, unit: "line", rows: lines.map(|(i, line)| (i + 1, row(line))).collect() })
     }
 
     /// The file.
@@ -249,6 +258,14 @@ mod tests {
         assert_eq!(rows.first().unwrap().names().collect::<Vec<_>>(), ["1", "2"]);
         assert_eq!(rows.len(), 3);
         assert_eq!(rows.iter().last().unwrap().1.index("2", 0, 2), Ok(0));
+    }
+
+    #[test]
+    fn a_txt_file_has_a_text_a_line() {
+        let (_dir, path) = write("a.txt", "one\r\n \n\ttwo\n");
+        let rows = Rows::read(&path, &[]).unwrap();
+        let found: Vec<_> = rows.iter().map(|(n, r)| (n, r.text("text").unwrap())).collect();
+        assert_eq!(found, [(1, "one"), (3, "\ttwo")]);
     }
 
     #[test]

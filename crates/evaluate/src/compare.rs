@@ -1,7 +1,7 @@
 //! What a comparison of models found, in the form in which reports read it.
 
 use crate::tasks::TaskResult;
-use crate::{Divergence, Paired, Perplexity};
+use crate::{ClassificationResult, Difference, Divergence, Paired, Perplexity};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -33,6 +33,9 @@ pub struct ComparedModel {
     /// The tasks by name.
     #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
     pub tasks: BTreeMap<String, ComparedTask>,
+    /// The labelled texts or images, where some were given.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub classification: Option<ComparedClassification>,
     /// The output error that quantizing measured for every layer; empty for an original.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub layers: Vec<LayerError>,
@@ -52,6 +55,20 @@ pub struct ComparedTask {
     pub paired_norm: Option<Paired>,
 }
 
+/// The figures of labelled texts or images, beside those of the reference.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ComparedClassification {
+    /// The model's own figures.
+    #[serde(flatten)]
+    pub result: ClassificationResult,
+    /// Its right answers beside the reference's; `None` for the reference itself and where answers are numbers.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub paired: Option<Paired>,
+    /// Every figure less the reference's, by its name; none for the reference itself.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
+    pub differences: BTreeMap<String, Difference>,
+}
+
 /// What quantizing a layer cost.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LayerError {
@@ -64,10 +81,11 @@ pub struct LayerError {
 }
 
 impl ComparedModel {
-    /// Mean accuracy over the tasks; `None` without any.
+    /// Mean accuracy over the tasks, or that of the classified set; `None` without any.
     pub fn mean_accuracy(&self) -> Option<f64> {
         let n = self.tasks.len();
-        (n > 0).then(|| self.tasks.values().map(|t| t.result.acc).sum::<f64>() / n as f64)
+        let tasks = (n > 0).then(|| self.tasks.values().map(|t| t.result.acc).sum::<f64>() / n as f64);
+        tasks.or_else(|| self.classification.as_ref()?.result.acc)
     }
 
     /// Mean relative error of the layers of each kind, in the order in which they first come.

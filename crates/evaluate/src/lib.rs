@@ -3,6 +3,7 @@
 
 mod cache;
 mod classes;
+mod classify;
 mod compare;
 mod divergence;
 mod error;
@@ -18,7 +19,8 @@ mod text;
 
 pub use cache::{Cache, Fingerprint};
 pub use classes::class_logits;
-pub use compare::{ComparedModel, ComparedTask, Comparison, LayerError};
+pub use classify::{ClassificationResult, Classified, ClassifiedRow, classify};
+pub use compare::{ComparedClassification, ComparedModel, ComparedTask, Comparison, LayerError};
 pub use divergence::{Divergence, Divergences, divergence};
 pub use error::EvaluateError;
 pub use likelihood::{Item, Likelihood, Request};

@@ -1,7 +1,8 @@
 //! The options. Their comments are what `--help` prints.
 
 use clap::builder::PossibleValuesParser;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use halfbyte_data::Glue;
 use halfbyte_export::{Rest, Target};
 use halfbyte_model::SHAPES;
 use halfbyte_quantize::{Calibration, Scales, Search};
@@ -77,7 +78,7 @@ Examples:
   halfbyte plan models/SmolLM2 --recipe fpq-w4a8 --keep lm_head,embedding
   halfbyte plan models/SmolLM2 --recipe my-recipe.toml --calibration-windows 128 --json";
 
-/// Say what `quantize` with the same options would do, from the model's headers alone: layers, sizes, peak memory, time.
+/// Say what `quantize` with the same options would do, from the model's headers (and calibration data, where it is given): layers, sizes, peak memory, time.
 #[derive(Debug, Args)]
 #[command(after_help = PLAN)]
 pub(crate) struct PlanArgs {
@@ -105,25 +106,24 @@ Examples:
   halfbyte quantize models/SmolLM2 --recipe fpq-w4a4 --calibration text.txt --out SmolLM2-fp4
   halfbyte quantize models/SmolLM2 --recipe fpq-w4a4 --calibration text.txt --out SmolLM2-fp4 --keep lm_head
   halfbyte quantize models/SmolLM2 --recipe nvfp4-w4a16 --out SmolLM2-nvfp4     # weights alone: no text
+  halfbyte quantize models/bert-sst2 --recipe fpq-w4a4 --calibration sst2-train.tsv --out bert-fp4
+  halfbyte quantize models/vit-cifar10 --recipe fpq-w4a4 --calibration cifar10/train --out vit-fp4
   halfbyte recipes fpq-w4a4 > mine.toml     # change it, and then
   halfbyte quantize models/SmolLM2 --recipe mine.toml --calibration text.txt --out SmolLM2-mine
 
 While it works, everything finished is in OUT.partial; OUT appears complete. After Ctrl-C, a crash or a power \
 cut the same command goes on where it was and ends in the same bytes. The result depends on weights, recipe and \
-calibration tokens, not on threads or on being interrupted.";
+calibration data, not on threads or on being interrupted.";
 
-/// Quantize a model: calibrate on a text, choose formats and scales for every layer, and write a folder that `eval` runs.
+/// Quantize a model: calibrate on texts or images, choose formats and scales for every layer, and write a folder that `eval` runs.
 #[derive(Debug, Args)]
 #[command(after_help = QUANTIZE)]
 pub(crate) struct QuantizeArgs {
-    /// Folder of a Hugging Face model: config.json, safetensors (one file or shards), tokenizer.json.
+    /// Folder of a Hugging Face model: config.json, safetensors (one file or shards), tokenizer.json or, for images,
+    /// preprocessor_config.json.
     pub(crate) model: PathBuf,
     #[command(flatten)]
     pub(crate) recipe: RecipeArgs,
-    /// UTF-8 text to calibrate on: a few pages of what the model will read. Only its first windows are used. Recipes whose
-    /// weights alone decide, such as nvfp4-w4a16, need none.
-    #[arg(long = "calibration", value_name = "TEXT")]
-    pub(crate) text: Option<PathBuf>,
     /// Quantize a model that is quantized already, by any tool whose form is read: its weights are taken as they are rounded,
     /// and what it does to inputs is forgotten. Give the original wherever there is one.
     #[arg(long)]
@@ -146,6 +146,8 @@ Examples:
   halfbyte eval SmolLM2-fp4 --perplexity wikitext2-test.txt --reference models/SmolLM2
   halfbyte eval SmolLM2.gguf --perplexity wikitext2-test.txt --tokenizer models/SmolLM2/tokenizer.json
   halfbyte eval SmolLM2-fp4 --tasks boolq,piqa,hellaswag --task-dir tasks --limit 500
+  halfbyte eval bert-mrpc-fp4 --classify mrpc.parquet --glue mrpc
+  halfbyte eval vit-cifar10-fp4 --images cifar10/test
 
 Perplexity: the text is tokenised whole, without special tokens, and cut into windows; in each, every token but the \
 first is scored, with --stride only those that no window before had. It is exp(total negative log-likelihood / tokens \
@@ -155,9 +157,13 @@ Tasks, zero-shot as in lm-evaluation-harness 0.4.13: boolq, piqa, hellaswag, win
 openbookqa, lambada. Any other NAME is a file of your own, a JSON object a line: {\"question\" or \"context\": \"...\", \
 \"choices\": [\"...\", \"...\"], \"answer\": number of the choice from 0, or its text}.
 
+Classification, for models that are made for it: accuracy, and for tasks of GLUE the figures that GLUE has. Without --glue a \
+file needs one of GLUE's sets of columns or `text`, and `label`; docs/data.md says more.
+
 Stopped at any moment, the same command goes on where it was.";
 
-/// Measure a model, quantized (run from its codes) or original: perplexity of a text, divergence from a reference, tasks.
+/// Measure a model, quantized (run from its codes) or original: perplexity of a text, divergence from a reference, tasks,
+/// classes of texts and images.
 #[derive(Debug, Args)]
 #[command(after_help = EVAL)]
 pub(crate) struct EvalArgs {
@@ -171,8 +177,9 @@ pub(crate) struct EvalArgs {
     /// Draw the rows of --limit at random with this seed, instead of taking the first ones.
     #[arg(long, value_name = "N", requires = "limit")]
     pub(crate) seed: Option<u64>,
-    /// Write what the model said to every row of the tasks, with the log-probability of each choice, to a JSON file.
-    #[arg(long, value_name = "FILE", requires = "tasks")]
+    /// Write what the model said to every row or image, with the log-probability of each choice or the logit of each class,
+    /// to a JSON file.
+    #[arg(long, value_name = "FILE", requires = "rows")]
     pub(crate) save_scores: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
@@ -185,6 +192,7 @@ Examples:
   halfbyte compare models/SmolLM2 SmolLM2-fp4 SmolLM2-int4 --perplexity wikitext2-test.txt --windows 16
   halfbyte compare models/SmolLM2 SmolLM2-fp4 --tasks piqa,arc_easy --task-dir tasks --limit 500
   halfbyte compare models/SmolLM2 SmolLM2-fp4 --perplexity test.txt --max-kld 0.1 || echo not good enough
+  halfbyte compare models/vit-cifar10 vit-fp4 vit-int4 --images cifar10/test --min-accuracy 0.9
 
 The first model is the reference. Each other one is compared with it over the same windows (KL divergence in nats) and \
 question by question: the difference in accuracy with its 95 % bootstrap interval, and the p-value of McNemar's exact \
@@ -209,8 +217,8 @@ pub(crate) struct CompareArgs {
     #[arg(long, value_name = "NATS", value_parser = at_least_zero, requires = "perplexity")]
     pub(crate) max_kld: Option<f64>,
     /// Exit with 3 if the accuracy (acc) of any model but the reference is below this: in a TASK, or else on average over
-    /// the tasks. May be given several times.
-    #[arg(long, value_name = "[TASK=]SHARE", value_parser = min_accuracy, requires = "tasks")]
+    /// the tasks, or of the images or texts that are classified. May be given several times.
+    #[arg(long, value_name = "[TASK=]SHARE", value_parser = min_accuracy, requires = "rows")]
     pub(crate) min_accuracy: Vec<MinAccuracy>,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
@@ -228,9 +236,10 @@ pub(crate) struct MinAccuracy {
 
 /// What is measured, and where finished parts are kept.
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("rows").args(["tasks", "images", "classify"]).multiple(true))]
 pub(crate) struct MeasureArgs {
     /// UTF-8 text to score.
-    #[arg(long, value_name = "TEXT", required_unless_present = "tasks")]
+    #[arg(long, value_name = "TEXT", required_unless_present = "rows")]
     pub(crate) perplexity: Option<PathBuf>,
     /// Tokens of a window [default: 2048, or the model's context if that is shorter].
     #[arg(long, value_parser = at_least(2), requires = "perplexity")]
@@ -250,8 +259,27 @@ pub(crate) struct MeasureArgs {
     /// Folder with NAME.jsonl or NAME.parquet for every task.
     #[arg(long, value_name = "DIR", requires = "tasks")]
     pub(crate) task_dir: Option<PathBuf>,
-    /// Ask only the first so many rows of each task [default: all].
-    #[arg(long, value_name = "N", value_parser = at_least(1), requires = "tasks")]
+    /// Folder with a folder of JPEG and PNG images for each class, to classify with a model of images. Folders have the
+    /// names of classes in config.json, or all have their numbers.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["classify", "tasks", "perplexity", "tokenizer"])]
+    pub(crate) images: Option<PathBuf>,
+    /// Labelled texts to classify: tsv, jsonl or parquet.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["tasks", "perplexity", "tokenizer"])]
+    pub(crate) classify: Option<PathBuf>,
+    /// The task of GLUE that the texts are: says their columns, what their labels mean, and what is measured.
+    #[arg(long, value_name = "NAME", value_parser = glue, requires = "classify")]
+    pub(crate) glue: Option<&'static Glue>,
+    /// Column of the texts, or two columns of a pair separated by a comma [default: those of the task, or well-known ones].
+    #[arg(long, value_name = "A[,B]", value_delimiter = ',', requires = "classify")]
+    pub(crate) text_column: Vec<String>,
+    /// Column of the labels [default: label].
+    #[arg(long, value_name = "L", requires = "classify")]
+    pub(crate) label_column: Option<String>,
+    /// The model's class for each label 0, 1, ... of the file, by its name in config.json, where names do not tell.
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', requires = "classify")]
+    pub(crate) label_names: Vec<String>,
+    /// Take only the first so many rows of each task or file, or so many images of all classes in turn [default: all].
+    #[arg(long, value_name = "N", value_parser = at_least(1), requires = "rows")]
     pub(crate) limit: Option<usize>,
     /// tokenizer.json to use instead of the one beside a model.
     #[arg(long, value_name = "FILE")]
@@ -447,16 +475,28 @@ pub(crate) struct RecipeArgs {
 
 const RECIPE: &str = "Options that override the recipe";
 
-/// How much to calibrate on.
+/// What to calibrate on, and how much.
 #[derive(Debug, Args)]
 pub(crate) struct CalibrationArgs {
-    /// Most calibration windows to use.
+    /// What to calibrate on, such as the model will be given: for a language model a UTF-8 text of a few pages, of which the
+    /// first windows are used; for another model of texts a tsv, jsonl or parquet file of texts, or a txt file with one a
+    /// line; for a model of images a folder of JPEG and PNG files. Labels are not needed. Recipes whose weights alone
+    /// decide, such as nvfp4-w4a16, need nothing.
+    #[arg(long = "calibration", value_name = "DATA")]
+    pub(crate) data: Option<PathBuf>,
+    /// Images, or texts of a model that is no language model, to calibrate on: drawn with the recipe's seed.
+    #[arg(long, default_value_t = 128, value_name = "N", value_parser = at_least(1))]
+    pub(crate) calibration_samples: usize,
+    /// Column of the calibration texts, or two columns of pairs separated by a comma [default: well-known ones].
+    #[arg(long, value_name = "A[,B]", value_delimiter = ',', requires = "data")]
+    pub(crate) text_column: Vec<String>,
+    /// Most calibration windows to use, for language models.
     #[arg(long, default_value_t = 32, value_name = "N", value_parser = at_least(1))]
     pub(crate) calibration_windows: usize,
     /// Tokens of a calibration window [default: 512, or the model's context if that is shorter].
     #[arg(long, value_name = "TOKENS", value_parser = at_least(1))]
     pub(crate) calibration_window: Option<usize>,
-    /// Most memory for activations of the calibration text; beyond it they go to temporary files in OUT.partial
+    /// Most memory for activations of the calibration data; beyond it they go to temporary files in OUT.partial
     /// [default: 1GiB, or whatever fits the memory limit].
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub(crate) activation_memory: Option<u64>,
@@ -594,6 +634,13 @@ fn at_least_zero(text: &str) -> Result<f64, String> {
         .ok()
         .filter(|v: &f64| v.is_finite() && *v >= 0.0)
         .ok_or_else(|| "not a number of at least 0".into())
+}
+
+fn glue(text: &str) -> Result<&'static Glue, String> {
+    Glue::find(text).ok_or_else(|| {
+        let known: Vec<&str> = Glue::all().iter().map(|g| g.name).collect();
+        format!("none of {}", known.join(", "))
+    })
 }
 
 /// `0.45`, or `piqa=0.6`.

@@ -13,7 +13,7 @@ use crate::recipe::{First, Method, Recipe, Search};
 use crate::search::{ShiftRule, steps_per_channel};
 use halfbyte_checkpoint::{CheckpointError, LayerScheme};
 use halfbyte_formats::{Element, Scheme, kernel, pack};
-use halfbyte_model::{Architecture, BlockSpec, Model, Site};
+use halfbyte_model::{Architecture, BlockSpec, Input, Model, Site};
 use halfbyte_tensor::{Matrix, Rows, product};
 use std::time::Instant;
 
@@ -67,6 +67,13 @@ impl PlanOptions {
     pub fn inputs(count: usize, rows: usize, activation_memory: u64) -> Self {
         let together = (PACK / rows.max(1)).clamp(1, count.max(1));
         Self { rows: count * rows, pack: together * rows, activation_memory }
+    }
+
+    /// For these inputs.
+    pub fn of(architecture: &Architecture, inputs: &[Input], activation_memory: u64) -> Self {
+        let rows = inputs.iter().map(|i| architecture.rows(i));
+        let (all, longest) = rows.fold((0, 0), |(all, most), rows| (all + rows, rows.max(most)));
+        Self { rows: all, pack: all.min(PACK.max(longest)), activation_memory }
     }
 }
 

@@ -171,6 +171,11 @@ impl Evaluation {
         let recipe = text("quantized").or_else(|| text("recipe"));
         let model = ["model", "name", "dir", "recipe"].iter().find_map(|k| text(k));
         let tasks = value.get("tasks").and_then(Value::as_object);
+        // Images or texts that were classified are one more task.
+        let classification = value.get("classification").and_then(|c| {
+            let data = c.get("data").and_then(Value::as_str).unwrap_or("classes");
+            Some((data.to_string(), Task::read(c)?))
+        });
         let evaluation = Self {
             model: model.unwrap_or_else(|| "unnamed".into()),
             this_folder: false,
@@ -183,6 +188,7 @@ impl Evaluation {
                 .into_iter()
                 .flatten()
                 .filter_map(|(name, v)| Some((name.clone(), Task::read(v)?)))
+                .chain(classification)
                 .collect(),
             seconds: number(value, "seconds"),
         };
@@ -291,6 +297,9 @@ mod tests {
                 "paired": { "difference": -0.1, "interval": [-0.2, 0.0], "p_value": 0.04 } }, "broken": 3 } }] });
         let found = Evaluation::read(&compare).unwrap();
         assert_eq!((found.len(), found[1].tasks.len()), (2, 1));
+        let classes = json!({ "model": "vit", "classification": { "data": "test", "acc": 0.9, "n": 500 } });
+        let vit = Evaluation::read(&classes).unwrap().remove(0);
+        assert_eq!((vit.tasks[0].0.as_str(), vit.tasks[0].1.acc), ("test", Some(0.9)));
         let task = &found[1].tasks[0].1;
         assert_eq!((task.acc, task.paired.as_ref().unwrap().interval), (Some(0.7), [-0.2, 0.0]));
     }

@@ -4,6 +4,7 @@ use super::Glue;
 use crate::labels::Labels;
 use crate::rows::{Row, Rows};
 use crate::{DataError, Gold};
+use serde_json::Value;
 use std::path::Path;
 
 /// What a file with texts is.
@@ -74,7 +75,9 @@ fn find(first: &Row, options: &TextOptions, labelled: bool) -> Result<Columns, S
     // Without names in the file the texts come first and the label after them.
     let numbered = there.iter().enumerate().all(|(i, name)| *name == (i + 1).to_string());
     let in_order = |texts: usize| {
-        let fits = there.len() == texts + 1 || (!labelled && there.len() == texts);
+        // Labels that nobody asks for may be there all the same.
+        let label_last = texts > 1 && there.last().is_some_and(|l| is_number(first.find(l)));
+        let fits = there.len() == texts + 1 || (!labelled && there.len() == texts && !label_last);
         let numbers = || columns(&there[..texts], there.last().copied().unwrap_or(LABEL));
         (numbered && fits).then(numbers)
     };
@@ -94,6 +97,10 @@ fn find(first: &Row, options: &TextOptions, labelled: bool) -> Result<Columns, S
         }
         None => format!("none of the columns {list} is known to hold texts; name those that do"),
     })
+}
+
+fn is_number(value: Option<&Value>) -> bool {
+    value.is_some_and(|v| v.is_number() || v.as_str().is_some_and(|s| s.trim().parse::<f64>().is_ok()))
 }
 
 /// From labels of the data to answers.
@@ -196,7 +203,7 @@ fn plain(name: &str) -> String {
 mod tests {
     use super::*;
     use crate::labels::tests::labels;
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     fn row(value: Value) -> Row {
         value.as_object().unwrap().clone().into()
@@ -219,6 +226,9 @@ mod tests {
         assert_eq!(columns(json!({"1": "", "2": ""}), &any, true).unwrap(), "1 > 2");
         assert_eq!(columns(json!({"1": "", "2": "", "3": ""}), &any, true).unwrap(), "1+2 > 3");
         assert_eq!(columns(json!({"1": ""}), &any, false).unwrap(), "1 > 1");
+        assert_eq!(columns(json!({"1": "3"}), &any, false).unwrap(), "1 > 1");
+        assert_eq!(columns(json!({"1": "", "2": "0"}), &any, false).unwrap(), "1 > 2");
+        assert_eq!(columns(json!({"1": "", "2": ""}), &any, false).unwrap(), "1+2 > 2");
         assert_eq!(columns(json!({"1": "", "2": ""}), &glue("mrpc"), false).unwrap(), "1+2 > 2");
         let own = TextOptions {
             text_columns: vec!["title".into(), "body".into()],

@@ -16,6 +16,9 @@ pub enum Metric {
 }
 
 impl Metric {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Accuracy, Self::F1, Self::Matthews, Self::Pearson, Self::Spearman];
+
     /// Its short name.
     pub fn name(self) -> &'static str {
         match self {

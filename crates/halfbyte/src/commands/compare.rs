@@ -1,5 +1,6 @@
 //! `halfbyte compare`: several models measured in the same way, the first being the reference.
 
+use super::labelled::{self, Labelled};
 use super::measure;
 use crate::cli::CompareArgs;
 use crate::fail::{Failure, Missed};
@@ -7,8 +8,12 @@ use crate::output::{self, Table, bytes};
 use crate::progress::Watch;
 use crate::system;
 use anyhow::Context;
+use halfbyte_data::Metric;
 use halfbyte_evaluate::tasks::{Kind, Task, TaskOutcome, run_tasks};
-use halfbyte_evaluate::{Cache, ComparedModel, ComparedTask, Comparison, LayerError, divergence, paired};
+use halfbyte_evaluate::{
+    Cache, Classified, ComparedClassification, ComparedModel, ComparedTask, Comparison, LayerError,
+    divergence, paired,
+};
 use halfbyte_model::Model;
 use halfbyte_quantize::Report;
 use serde_json::json;
@@ -29,11 +34,14 @@ pub(crate) fn run(args: &CompareArgs) -> anyhow::Result<()> {
     let mut compared =
         args.models.iter().zip(&models).map(|(d, m)| describe(d, m)).collect::<anyhow::Result<Vec<_>>>()?;
     let tasks = measure::tasks(&args.measure, args.seed.filter(|_| args.measure.limit.is_some()))?;
+    let seed = args.seed.filter(|_| args.measure.limit.is_some());
+    let labelled = models.iter().map(|m| labelled::open(&args.measure, m, seed));
+    let labelled: Vec<Labelled> = labelled.filter_map(Result::transpose).collect::<anyhow::Result<_>>()?;
     for wanted in args.min_accuracy.iter().filter_map(|m| m.task.as_ref()) {
-        if !tasks.iter().any(|t| t.name == *wanted) {
-            return Err(
-                Failure::new(format!("--min-accuracy {wanted}=...: {wanted} is none of --tasks")).into()
-            );
+        let classified = labelled.iter().any(|l| l.examples.name() == *wanted);
+        if !classified && !tasks.iter().any(|t| t.name == *wanted) {
+            let message = format!("--min-accuracy {wanted}=...: {wanted} is none of what is measured");
+            return Err(Failure::new(message).into());
         }
     }
     let all: Vec<&Model> = models.iter().collect();
@@ -51,6 +59,7 @@ pub(crate) fn run(args: &CompareArgs) -> anyhow::Result<()> {
     if !tasks.is_empty() {
         ask(&all, &tasks, &mut compared, args.seed.unwrap_or(0), cache.as_ref(), &mut watch)?;
     }
+    classes(&all, &labelled, &mut compared, args.seed.unwrap_or(0), cache.as_ref(), &mut watch)?;
     let kept = watch.kept();
     drop(watch);
     let comparison = Comparison { models: compared };
@@ -83,6 +92,7 @@ fn describe(dir: &Path, model: &Model) -> anyhow::Result<ComparedModel> {
         perplexity: None,
         divergence: None,
         tasks: Default::default(),
+        classification: None,
         layers: Vec::new(),
     };
     if described.quantized.is_none() {
@@ -146,6 +156,35 @@ fn ask(
     Ok(())
 }
 
+/// Lets every model classify the same examples, and compares the answers with those of the first.
+fn classes(
+    models: &[&Model],
+    labelled: &[Labelled],
+    compared: &mut [ComparedModel],
+    seed: u64,
+    cache: Option<&Cache>,
+    watch: &mut Watch,
+) -> anyhow::Result<()> {
+    let mut reference: Option<Classified> = None;
+    for (i, ((model, labelled), out)) in models.iter().zip(labelled).zip(compared).enumerate() {
+        watch.about(format!("model {} of {}: ", i + 1, models.len()));
+        let found = labelled.measure(model, seed, cache, watch)?;
+        let right = |c: &Classified| c.correct();
+        let beside = reference.as_ref().and_then(|r| Some((right(r)?, right(&found)?)));
+        let differences = reference.iter().flat_map(|reference| {
+            let metrics = Metric::ALL.into_iter().filter(|m| found.result.metrics.contains_key(m.name()));
+            metrics.map(|m| (m.name().into(), found.answers.difference(&reference.answers, m, seed)))
+        });
+        out.classification = Some(ComparedClassification {
+            result: found.result.clone(),
+            paired: beside.map(|(reference, own)| paired(&reference, &own, seed)),
+            differences: differences.collect(),
+        });
+        reference.get_or_insert(found);
+    }
+    Ok(())
+}
+
 /// What is worse than the user allows.
 fn missed(args: &CompareArgs, comparison: &Comparison) -> Vec<String> {
     let mut missed = Vec::new();
@@ -158,8 +197,11 @@ fn missed(args: &CompareArgs, comparison: &Comparison) -> Vec<String> {
         }
         for wanted in &args.min_accuracy {
             let (accuracy, what) = match &wanted.task {
-                Some(task) => (model.tasks.get(task).map(|t| t.result.acc), task.as_str()),
-                None => (model.mean_accuracy(), "all tasks"),
+                Some(task) => {
+                    let classified = model.classification.as_ref().and_then(|c| c.result.acc);
+                    (model.tasks.get(task).map(|t| t.result.acc).or(classified), task.as_str())
+                }
+                None => (model.mean_accuracy(), "all that is measured"),
             };
             if let Some(accuracy) = accuracy.filter(|&a| a < wanted.least) {
                 missed.push(format!(
@@ -224,6 +266,10 @@ fn table(comparison: &Comparison, tasks: &[Task], time: &str) -> anyhow::Result<
         }
         writeln!(text, "{table}")?;
     }
+    let classified = models.iter().filter_map(|m| m.classification.as_ref());
+    if classified.clone().next().is_some() {
+        writeln!(text, "{}", classification_table(classified))?;
+    }
     if let Some(longest) = models.iter().map(ComparedModel::error_by_kind).max_by_key(Vec::len)
         && !longest.is_empty()
     {
@@ -242,6 +288,13 @@ fn table(comparison: &Comparison, tasks: &[Task], time: &str) -> anyhow::Result<
     if let Some(p) = &models[0].perplexity {
         writeln!(text, "protocol     {}; divergence from model 1 in nats", p.protocol())?;
     }
+    if let Some(c) = &models[0].classification {
+        writeln!(
+            text,
+            "data         {}, {} rows; differences to model 1 with their 95 % bootstrap intervals, p of McNemar's exact test",
+            c.result.data, c.result.n
+        )?;
+    }
     if !tasks.is_empty() {
         writeln!(
             text,
@@ -250,4 +303,41 @@ fn table(comparison: &Comparison, tasks: &[Task], time: &str) -> anyhow::Result<
     }
     writeln!(text, "time         {time}")?;
     Ok(text)
+}
+
+/// A line for every figure of every model.
+fn classification_table<'a>(models: impl Iterator<Item = &'a ComparedClassification>) -> Table {
+    let mut table = Table::new([
+        "figure",
+        "",
+        "value",
+        "rows",
+        "only 1 right",
+        "only it right",
+        "difference",
+        "95 %",
+        "p",
+    ]);
+    let models: Vec<_> = models.collect();
+    let names: Vec<&String> = models.first().into_iter().flat_map(|m| m.result.metrics.keys()).collect();
+    for name in names {
+        for (i, m) in models.iter().enumerate() {
+            let score = m.result.metrics.get(name);
+            let difference = m.differences.get(name);
+            let interval = difference.and_then(|d| d.interval);
+            let test = m.paired.as_ref().filter(|_| name == Metric::Accuracy.name());
+            table.row([
+                if i == 0 { name.clone() } else { String::new() },
+                (i + 1).to_string(),
+                measure::share(score.and_then(|s| s.value), score.and_then(|s| s.stderr)),
+                m.result.n.to_string(),
+                test.map_or("-".into(), |p| p.only_reference.to_string()),
+                test.map_or("-".into(), |p| p.only_model.to_string()),
+                difference.and_then(|d| d.value).map_or("-".into(), |v| format!("{v:+.4}")),
+                interval.map_or("-".into(), |[a, b]| format!("{a:+.4} .. {b:+.4}")),
+                test.map_or("-".into(), |p| format!("{:.4}", p.p_value)),
+            ]);
+        }
+    }
+    table
 }

@@ -1,6 +1,6 @@
-//! `halfbyte eval`: perplexity, divergence and tasks of a quantized or original model.
+//! `halfbyte eval`: perplexity, divergence, tasks and classes of a quantized or original model.
 
-use super::measure;
+use super::{labelled, measure};
 use crate::cli::EvalArgs;
 use crate::output::{self, Table};
 use crate::progress::Watch;
@@ -8,7 +8,7 @@ use crate::system;
 use anyhow::Context;
 use halfbyte_checkpoint::write_atomic;
 use halfbyte_evaluate::tasks::{TaskOutcome, run_tasks};
-use halfbyte_evaluate::{Divergence, Perplexity, divergence, perplexity};
+use halfbyte_evaluate::{Classified, Divergence, Perplexity, divergence, perplexity};
 use serde_json::{Map, Value, json};
 use std::fmt::Write;
 use std::time::Instant;
@@ -19,6 +19,7 @@ struct Found {
     /// Beside the reference, whose perplexity comes with it.
     divergence: Option<(Divergence, Perplexity)>,
     tasks: Vec<TaskOutcome>,
+    classified: Option<Classified>,
     /// Rows and windows of an earlier run.
     kept: usize,
 }
@@ -31,13 +32,15 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
     let reference = args.reference.as_deref().map(|r| measure::open(r, &args.measure)).transpose()?;
     // Whatever is wrong with the files is said before anything is computed.
     let tasks = measure::tasks(&args.measure, args.seed)?;
+    let labelled = labelled::open(&args.measure, &model, args.seed)?;
     let models: Vec<_> = reference.iter().chain([&model]).collect();
     let text = measure::text(&args.measure, &models)?;
     let cache = measure::cache(&args.measure)?;
     let cache = cache.as_ref();
 
     let mut watch = Watch::new();
-    let mut found = Found { perplexity: None, divergence: None, tasks: Vec::new(), kept: 0 };
+    let mut found =
+        Found { perplexity: None, divergence: None, tasks: Vec::new(), classified: None, kept: 0 };
     if let Some((tokens, options)) = text {
         match &reference {
             Some(reference) => {
@@ -53,13 +56,20 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
     if !tasks.is_empty() {
         found.tasks = run_tasks(&model, &tasks, cache, &mut watch)?;
     }
+    if let Some(labelled) = &labelled {
+        found.classified = Some(labelled.measure(&model, args.seed.unwrap_or(0), cache, &mut watch)?);
+    }
     found.kept = watch.kept();
     drop(watch);
 
     if let Some(path) = &args.save_scores {
         let scores: Map<String, Value> =
             found.tasks.iter().map(|t| (t.name.clone(), json!({ "rows": t.rows }))).collect();
-        let bytes = serde_json::to_vec_pretty(&json!({ "model": args.dir, "tasks": scores }))?;
+        let mut value = json!({ "model": args.dir, "tasks": scores });
+        if let Some(c) = &found.classified {
+            value["classification"] = json!({ "data": c.result.data, "rows": c.rows });
+        }
+        let bytes = serde_json::to_vec_pretty(&value)?;
         write_atomic(path, &bytes).context("--save-scores")?;
     }
     let seconds = start.elapsed().as_secs_f64();
@@ -84,6 +94,11 @@ fn json(args: &EvalArgs, found: &Found, recipe: Option<&str>, seconds: f64) -> V
     if !found.tasks.is_empty() {
         let results = found.tasks.iter().map(|t| (t.name.clone(), json!(t.result)));
         value["tasks"] = results.collect::<Map<_, _>>().into();
+    }
+    if let Some(c) = &found.classified {
+        value["classification"] = json!(c.result);
+    }
+    if !found.tasks.is_empty() || found.classified.is_some() {
         value["rows"] = json!({ "limit": args.measure.limit, "seed": args.seed });
     }
     value["from_cache"] = found.kept.into();
@@ -114,6 +129,9 @@ fn table(args: &EvalArgs, found: &Found, recipe: Option<&str>, seconds: f64) -> 
         }
         writeln!(text, "{}{table}", if text.is_empty() { "" } else { "\n" })?;
     }
+    for (name, figure) in found.classified.iter().flat_map(|c| labelled::lines(&c.result)) {
+        writeln!(text, "{name:<12} {figure}")?;
+    }
     let form = recipe.map_or("as it is".into(), |r| match r.strip_prefix("GGUF ") {
         Some(types) => format!("GGUF, computed with the values of its {types} blocks"),
         None => format!("quantized with {r}, run from its codes"),
@@ -139,6 +157,12 @@ fn table(args: &EvalArgs, found: &Found, recipe: Option<&str>, seconds: f64) -> 
             text,
             "tasks        zero-shot as in lm-evaluation-harness 0.4.13, {rows}; ± is the standard error"
         )?;
+    }
+    if let (Some(path), Some(c)) =
+        (args.measure.images.as_ref().or(args.measure.classify.as_ref()), &found.classified)
+    {
+        let rows = labelled::rows(&args.measure, args.seed, c.result.n);
+        writeln!(text, "data         {}, {rows}; ± is the standard error", path.display())?;
     }
     writeln!(text, "time         {}", measure::time(seconds, found.kept))?;
     Ok(text)

@@ -1,10 +1,12 @@
 //! One file a command.
 
+mod calibration;
 pub(crate) mod compare;
 pub(crate) mod demo;
 pub(crate) mod eval;
 pub(crate) mod export;
 pub(crate) mod inspect;
+mod labelled;
 mod measure;
 pub(crate) mod plan;
 pub(crate) mod quantize;

@@ -1,5 +1,6 @@
 //! `halfbyte plan`: what a run would do, from headers alone.
 
+use super::calibration;
 use crate::cli::{CalibrationArgs, PlanArgs};
 use crate::fail::Failure;
 use crate::output::{self, Table, bytes, thousands};
@@ -13,17 +14,12 @@ use halfbyte_quantize::{Plan, PlanOptions, PlannedSite, Recipe, Speed};
 use serde_json::{Map, Value, json};
 use std::fmt::Write;
 
-/// Tokens of a calibration window where neither the user nor the model's context says otherwise.
-const WINDOW: usize = 512;
-
 pub(crate) fn run(args: &PlanArgs, every_layer: bool) -> anyhow::Result<()> {
     system::use_threads(args.machine.threads)?;
     let model = open_original(&args.model, args.requantize)?;
     let recipe = recipes::chosen(&args.recipe, &model.architecture)?;
-    let text_windows = args.calibration.calibration_windows;
-    let windows = text_windows + recipe.coverage_windows(text_windows);
-    let window = calibration_window(&args.calibration, &model)?;
-    let (plan, _) = planned(&model, &recipe, &args.calibration, windows, window)?;
+    let (amount, words) = calibration::amount(&model, &recipe, &args.calibration)?;
+    let (plan, _) = planned(&model, &recipe, &args.calibration, amount)?;
     for target in &args.to {
         if !recipe.alternatives.is_empty() && !target.is_mixed() {
             return Err(Failure::new(format!(
@@ -51,7 +47,7 @@ pub(crate) fn run(args: &PlanArgs, every_layer: bool) -> anyhow::Result<()> {
         output::duration(seconds),
         rayon::current_num_threads()
     )?;
-    writeln!(text, "calibration    {} windows of {} tokens", windows, window)?;
+    writeln!(text, "calibration    {words}")?;
     writeln!(text, "\nMemory when it is largest, at {}:", plan.memory.moment)?;
     for (name, size) in &plan.memory.terms {
         writeln!(text, "  {name:<18} {:>10}", bytes(*size))?;
@@ -103,34 +99,19 @@ pub(crate) fn source_line(model: &Model) -> String {
     model.values_of.as_ref().map_or_else(String::new, line)
 }
 
-/// The calibration window, checked against the model's context.
-pub(crate) fn calibration_window(args: &CalibrationArgs, model: &Model) -> anyhow::Result<usize> {
-    let context = model.architecture.context;
-    match args.calibration_window {
-        Some(window) if window > context => Err(Failure::new(format!(
-            "--calibration-window {window} is longer than the model's context of {context} tokens"
-        ))
-        .hint(format!("give --calibration-window {context} or less"))
-        .into()),
-        Some(window) => Ok(window),
-        None => Ok(WINDOW.min(context)),
-    }
-}
-
 /// Most memory for activations where no option says otherwise.
 const ACTIVATION_MEMORY: u64 = 1 << 30;
 
-/// The plan of a run and how it keeps its activations: in memory where --memory-limit or the default allows it, else in
+/// The plan of a run on this amount of inputs and how it keeps its activations: in memory where --memory-limit or the default allows it, else in
 /// files.
 pub(crate) fn planned(
     model: &Model,
     recipe: &Recipe,
     args: &CalibrationArgs,
-    windows: usize,
-    window: usize,
+    amount: PlanOptions,
 ) -> anyhow::Result<(Plan, PlanOptions)> {
     let with = |activation_memory| {
-        let options = PlanOptions::inputs(windows, window, activation_memory);
+        let options = PlanOptions { activation_memory, ..amount };
         Ok::<_, anyhow::Error>((halfbyte_quantize::plan(model, recipe, options)?, options))
     };
     let Some(limit) = args.memory_limit else {

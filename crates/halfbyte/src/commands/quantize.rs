@@ -1,7 +1,7 @@
 //! `halfbyte quantize`: the whole run, from a checkpoint to the output folder.
 
-use super::plan::{calibration_window, headline, open_original, planned, source_line};
-use super::report;
+use super::plan::{headline, open_original, planned, source_line};
+use super::{calibration, report};
 use crate::cli::QuantizeArgs;
 use crate::fail::Failure;
 use crate::output::{self, bytes, duration};
@@ -9,15 +9,14 @@ use crate::progress::Bar;
 use crate::{recipes, system};
 use anyhow::Context;
 use halfbyte_checkpoint::require_space;
-use halfbyte_evaluate::read_text;
-use halfbyte_model::{Input, Model, Task};
-use halfbyte_quantize::{Job, Plan, Recipe, calibration_windows, partial_dir, phase_seconds};
+use halfbyte_model::Task;
+use halfbyte_quantize::{Job, Plan, PlanOptions, partial_dir, phase_seconds};
 use serde_json::{Map, Value, json};
 use std::fmt::Write;
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
-use tracing::{debug, info};
+use tracing::debug;
 
 pub(crate) fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
     let start = Instant::now();
@@ -25,25 +24,16 @@ pub(crate) fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
     system::stop_on_interrupt()?;
     let model = open_original(&args.model, args.requantize)?;
     let recipe = recipes::chosen(&args.recipe, &model.architecture)?;
-    let window = calibration_window(&args.calibration, &model)?;
-    let wanted = args.calibration.calibration_windows;
-    let inputs = inputs(args, &recipe, &model, window)?;
-
-    let (plan, options) = planned(&model, &recipe, &args.calibration, inputs.len(), window)?;
+    let samples = calibration::read(&model, &recipe, &args.calibration)?;
+    let amount = PlanOptions::of(&model.architecture, &samples.inputs, 0);
+    let (plan, options) = planned(&model, &recipe, &args.calibration, amount)?;
     let activation_memory = options.activation_memory;
     if !args.output.json {
         let mut text = headline(&plan)?;
         text += &source_line(&model);
-        match inputs.len() {
-            0 => writeln!(text, "calibration    none, weights alone decide")?,
-            n => writeln!(text, "calibration    {n} windows of {window} tokens")?,
-        }
-        let drawn = recipe.coverage_windows(wanted);
-        if !inputs.is_empty() && inputs.len() < wanted + drawn {
-            writeln!(
-                text,
-                "               (the text is too short for the {wanted} of --calibration-windows)"
-            )?;
+        writeln!(text, "calibration    {}", samples.words)?;
+        if let Some(note) = &samples.note {
+            writeln!(text, "               ({note})")?;
         }
         output::print(&text)?;
     }
@@ -55,7 +45,7 @@ pub(crate) fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
     let job = Job {
         model: &model,
         recipe: &recipe,
-        inputs: &inputs,
+        inputs: &samples.inputs,
         out: &args.out,
         activation_memory,
         pages: Some(&report::pages),
@@ -108,36 +98,16 @@ pub(crate) fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
     let what = if recipe.needs_calibration() { "output error" } else { "weight error" };
     writeln!(text, "{what}   {:.3} % of the signal, mean over layers", 100.0 * report.mean_relative_error)?;
     writeln!(text, "report         {}", report_page.display())?;
-    writeln!(text, "\nNext: halfbyte eval {} --perplexity TEXT", args.out.display())?;
+    let next = match model.architecture.head.task {
+        Task::LanguageModel => Some("--perplexity TEXT"),
+        Task::TextClassification => Some("--classify FILE"),
+        Task::ImageClassification => Some("--images DIR"),
+        Task::MaskedLanguageModel | Task::Encoder => None,
+    };
+    if let Some(next) = next {
+        writeln!(text, "\nNext: halfbyte eval {} {next}", args.out.display())?;
+    }
     output::print(&text)
-}
-
-/// What to calibrate on; nothing where the recipe needs no text.
-fn inputs(args: &QuantizeArgs, recipe: &Recipe, model: &Model, window: usize) -> anyhow::Result<Vec<Input>> {
-    if !recipe.needs_calibration() {
-        return Ok(Vec::new());
-    }
-    let task = model.architecture.head.task;
-    if task != Task::LanguageModel {
-        return Err(Failure::new(format!(
-            "the recipe {} needs inputs to calibrate on, and they cannot be read yet for {}",
-            recipe.name,
-            task.name()
-        ))
-        .hint("recipes of fixed schemes such as nvfp4-w4a16 need none")
-        .into());
-    }
-    let path = args.text.as_ref().ok_or_else(|| {
-        Failure::new(format!("the recipe {} needs a text to calibrate on", recipe.name))
-            .hint("give --calibration TEXT: a few pages of ordinary UTF-8 text, such as the model will read")
-    })?;
-    let text = read_text(path).context("--calibration")?;
-    let tokens = model.tokenizer()?.encode(&text)?;
-    let wanted = args.calibration.calibration_windows;
-    let windows = calibration_windows(recipe, &tokens, model.architecture.vocabulary(), window, wanted)
-        .with_context(|| path.display().to_string())?;
-    info!(tokens = tokens.len(), windows = windows.len(), window, "calibration text tokenised");
-    Ok(windows)
 }
 
 /// Asks for the disk before hours of work are spent on it.

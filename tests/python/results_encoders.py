@@ -1,0 +1,112 @@
+"""Measures every method on a BERT and a ViT and writes docs/encoders.json and, as Markdown, docs/encoders.md.
+
+    cargo build --release -p halfbyte
+    python3 tests/python/results_encoders.py --binary target/release/halfbyte
+
+MiniLM-L6-sst2 is calibrated on 128 of 512 training rows of SST-2 and measured on 436 others, ViT-S14-cifar10 on 128 of 130
+training images of CIFAR-10 and measured on 500 others. Needs the assets (HALFBYTE_ASSETS, default ../shared) and nothing
+beyond the standard library. Every cell is kept in the JSON file as soon as it is there; run it again to go on after an
+interruption, or with --only to measure some cells.
+"""
+import argparse
+import json
+import os
+import pathlib
+import subprocess
+import tempfile
+
+ROOT = pathlib.Path(__file__).parents[2]
+ASSETS = pathlib.Path(os.environ.get("HALFBYTE_ASSETS", "../shared"))
+# Rows of the table: name, recipe without its bits.
+METHODS = [("MinMax INT", "minmax-int"), ("MinMax FP", "minmax-fp"), ("FPQ baseline", "fpq-baseline"),
+           ("FPQ published", "fpq-published"), ("FPQ (`fpq`)", "fpq")]
+# Columns: bits of embedding / weights / activations.
+WIDTHS = [(8, 8, 8), (6, 6, 6), (4, 4, 8), (4, 4, 4)]
+MODELS = {
+    "MiniLM-L6-sst2": dict(calibration="data/calibration/sst2_train_512.tsv", measure=["--classify", "data/tasks/sst2.jsonl"],
+                           what="SST-2, 436 rows"),
+    "ViT-S14-cifar10": dict(calibration="data/cifar10/calibration", measure=["--images", "data/cifar10/test"],
+                            what="CIFAR-10, 500 images"),
+}
+
+
+def run(*command):
+    command = [str(c) for c in command]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise SystemExit(f"failed with exit code {done.returncode}: {' '.join(command)}")
+    return json.loads(done.stdout)
+
+
+def cell(args, model, recipe, width, scratch):
+    """One quantized model beside the original, over the same rows."""
+    how, original = MODELS[model], ASSETS / "models" / model
+    embedding, weights, activations = width
+    out = pathlib.Path(scratch) / f"{model}-{recipe}-{'-'.join(map(str, width))}"
+    made = run(args.binary, "quantize", original, "--recipe", f"{recipe}-w{weights}a{activations}", "--embedding-bits", embedding,
+               "--calibration", ASSETS / how["calibration"], "--out", out, "--json")
+    option, data = how["measure"]
+    found = run(args.binary, "compare", original, out, option, ASSETS / data, "--cache", pathlib.Path(scratch) / "rows", "--json")
+    full, own = (m["classification"] for m in found["models"])
+    layers = sorted(found["models"][1]["layers"], key=lambda l: -l["relative_error"])
+    return {
+        "acc": own["acc"], "stderr": own["stderr"], "n": own["n"], "full_precision": full["acc"],
+        "full_precision_stderr": full["stderr"], "paired": own["paired"], "seconds": made["seconds"],
+        "peak_rss_bytes": made["peak_rss_bytes"], "bits_per_weight": made["bits_per_weight"],
+        "mean_relative_error": made["mean_relative_error"],
+        "worst_layers": [[l["name"], round(l["relative_error"], 4)] for l in layers[:5]],
+    }
+
+
+def markdown(state):
+    lines = [
+        "# Encoders", "",
+        "Accuracy in % of models whose embedding, linear layers and classifier are all quantized, by the bits of embedding / weights /",
+        "activations (E/W/A; the products inside attention are not quantized). An asterisk: McNemar's exact test finds the answers",
+        "different from full precision's at 5 %. Made by `tests/python/results_encoders.py`, which keeps in `docs/encoders.json` what",
+        "else was measured; the calibration rows and images are none of those measured.", "",
+    ]
+    for model, how in MODELS.items():
+        cells = {k: v for k, v in state.items() if k.startswith(model)}
+        if not cells:
+            continue
+        any_cell = next(iter(cells.values()))
+        full = f"{100 * any_cell['full_precision']:.1f} ± {100 * any_cell['full_precision_stderr']:.1f}"
+        lines += [f"## {model}, {how['what']}", "", f"Full precision: {full}.", "",
+                  "| method | " + " | ".join("/".join(map(str, w)) for w in WIDTHS) + " |", "|---|" + "---|" * len(WIDTHS)]
+        for name, recipe in METHODS:
+            row = [state.get(key(model, recipe, w)) for w in WIDTHS]
+            star = lambda c: "\\*" if c["paired"]["p_value"] < 0.05 else ""
+            lines.append(f"| {name} | " + " | ".join(f"{100 * c['acc']:.1f}{star(c)}" if c else "–" for c in row) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def key(model, recipe, width):
+    return f"{model} {recipe} {'/'.join(map(str, width))}"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--binary", default="target/release/halfbyte")
+    parser.add_argument("--state", default=ROOT / "docs/encoders.json", type=pathlib.Path)
+    parser.add_argument("--out", default=ROOT / "docs/encoders.md", type=pathlib.Path)
+    parser.add_argument("--only", default="", help="measure only cells whose name has this in it")
+    args = parser.parse_args()
+    state = json.loads(args.state.read_text()) if args.state.exists() else {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for width in reversed(WIDTHS):
+            for model in MODELS:
+                for _, recipe in reversed(METHODS):
+                    name = key(model, recipe, width)
+                    if name in state or args.only not in name:
+                        continue
+                    state[name] = cell(args, model, recipe, width, scratch)
+                    args.state.write_text(json.dumps(dict(sorted(state.items())), indent=1) + "\n")
+                    print(name, f"{state[name]['acc']:.4f} of {state[name]['full_precision']:.4f},",
+                          f"{state[name]['seconds']:.1f} s", flush=True)
+    args.out.write_text(markdown(state))
+
+
+if __name__ == "__main__":
+    main()
