@@ -156,7 +156,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn rope(config: serde_json::Value) -> Result<Rope, ModelError> {
+    fn rope(config: Value) -> Result<Rope, ModelError> {
         Rope::from_config(&Config(&config), 8, 64)
     }
 
@@ -168,6 +168,26 @@ mod tests {
             rope(json!({"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}})).unwrap()
         );
         assert!((old.frequencies[1] - 500f32.powf(-0.25)).abs() < 1e-6);
+    }
+
+    #[test]
+    fn frequencies_may_come_with_divisors() {
+        let plain = rope(json!({"rope_theta": 500.0})).unwrap();
+        let of = |divisors| {
+            rope(
+                json!({"rope_parameters": {"rope_type": "divided", "rope_theta": 500.0, "divisors": divisors}}),
+            )
+        };
+        let divided = of(json!([1.0, 2.0, 4.0, 8.0])).unwrap();
+        assert_eq!(divided.frequencies[0], plain.frequencies[0]);
+        assert!((divided.frequencies[3] - plain.frequencies[3] / 8.0).abs() < 1e-9);
+        assert!(of(json!([1.0])).unwrap_err().to_string().contains("4 positive numbers"));
+    }
+
+    #[test]
+    fn heads_have_a_largest_size() {
+        let error = Rope::from_config(&Config(&json!({})), 1 << 20, 64).unwrap_err().to_string();
+        assert!(error.contains("head_dim"), "{error}");
     }
 
     #[test]
