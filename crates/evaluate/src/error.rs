@@ -1,3 +1,4 @@
+use halfbyte_data::DataError;
 use halfbyte_model::ModelError;
 
 /// What can go wrong while evaluating.
@@ -6,6 +7,9 @@ pub enum EvaluateError {
     /// The model cannot be read or computed.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// Rows or images cannot be read, or not as the model wants them.
+    #[error(transparent)]
+    Data(#[from] DataError),
     /// The text is unreadable.
     #[error("{path}: {message}")]
     Text {
@@ -38,16 +42,6 @@ pub enum EvaluateError {
         /// The task.
         name: String,
         /// What is wrong, and what would be right.
-        message: String,
-    },
-    /// A row of a task's file is wrong.
-    #[error("{path}, {row}: {message}")]
-    Row {
-        /// The file.
-        path: String,
-        /// `line 12` or, where there are no lines, `row 12`.
-        row: String,
-        /// What is wrong.
         message: String,
     },
     /// Two models cannot be compared.

@@ -1,7 +1,7 @@
 //! Whether two models differ on the same questions.
 
 use crate::divergence::quantile;
-use crate::random::Random;
+use halfbyte_data::Random;
 use serde::{Deserialize, Serialize};
 
 /// A model beside the reference, question by question.

@@ -19,7 +19,7 @@ pub(crate) fn tokens(model: &Model) -> Vec<u32> {
 
 /// `n` token ids that look random.
 pub(crate) fn numbers(n: usize, seed: u64) -> Vec<u32> {
-    let mut random = crate::random::Random::new(seed);
+    let mut random = halfbyte_data::Random::new(seed);
     (0..n).map(|_| 3 + random.below(509) as u32).collect()
 }
 
@@ -36,7 +36,7 @@ pub(crate) fn copy_with_noise() -> (tempfile::TempDir, Model) {
     let json: serde_json::Value = serde_json::from_slice(&bytes[8..8 + header]).unwrap();
     let offsets = &json["model.layers.0.mlp.down_proj.weight"]["data_offsets"];
     let at = |i: usize| 8 + header + offsets[i].as_u64().unwrap() as usize;
-    let mut random = crate::random::Random::new(1);
+    let mut random = halfbyte_data::Random::new(1);
     for value in bytes[at(0)..at(1)].chunks_exact_mut(4) {
         let old = f32::from_le_bytes([value[0], value[1], value[2], value[3]]);
         let new = old + (random.below(1000) as f32 - 500.0) / 5000.0;

@@ -3,7 +3,7 @@
 use crate::Site;
 use halfbyte_checkpoint::RawTensor;
 use halfbyte_formats::{InputQuantizer, QuantizedMatrix};
-use halfbyte_tensor::{Matrix, Operand, Rows, product_into};
+use halfbyte_tensor::{Matrix, Operand, Precision, Rows, product_into};
 use rayon::prelude::*;
 
 /// A weight `[outputs, inputs]` in the form in which it is stored.
@@ -66,6 +66,8 @@ pub struct Linear {
     pub bias: Option<Vec<f32>>,
     /// How the input is quantized first, if it is.
     pub input: Option<InputQuantizer>,
+    /// How exactly its products are computed.
+    pub precision: Precision,
 }
 
 impl Linear {
@@ -82,7 +84,7 @@ impl Linear {
         });
         let x = Rows::new(quantized.as_deref().unwrap_or(&x.data), self.site.inputs);
         let stride = self.site.outputs;
-        self.weight.with(|w| product_into(&x, w, &mut out.data, stride));
+        self.weight.with(|w| product_into(&x, w, &mut out.data, stride, self.precision));
         out
     }
 }

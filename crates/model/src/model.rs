@@ -5,7 +5,7 @@ use crate::block::{Block, Norms, normed};
 use crate::linear::{Linear, Weight};
 use crate::{ModelError, Tokenizer};
 use halfbyte_checkpoint::{Checkpoint, Manifest, StoredLayer};
-use halfbyte_tensor::Matrix;
+use halfbyte_tensor::{Matrix, Precision};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
@@ -124,7 +124,7 @@ impl Model {
             }
             None => (self.stored(&format!("{}.weight", site.name), site.outputs, site.inputs)?, None),
         };
-        Ok(Linear { site: site.clone(), weight, bias, input })
+        Ok(Linear { site: site.clone(), weight, bias, input, precision: Precision::F32 })
     }
 
     /// Codes and quantizer of layer `name`, a `[rows, cols]` weight; `None` if it is not quantized.
@@ -199,7 +199,8 @@ impl Model {
         let linear = if self.head_is_stored() {
             self.linear(&a.head)?
         } else {
-            Linear { site: a.head.clone(), weight: self.embedding()?.table, bias: None, input: None }
+            let weight = self.embedding()?.table;
+            Linear { site: a.head.clone(), weight, bias: None, input: None, precision: Precision::F32 }
         };
         Ok(Head { norm: self.norm(&a.final_norm, a.hidden)?, spec: a.final_norm.clone(), linear })
     }

@@ -26,7 +26,7 @@ pub use error::QuantizeError;
 pub use job::{Job, Outcome, Pages, Progress, activation_bytes, calibration_windows, partial_dir, quantize};
 pub use plan::{Memory, Plan, PlanOptions, PlannedSite, Speed, Work, plan};
 pub use profile::{BINS_PER_UNIT, HISTOGRAM_BINS, Profile, code_counts, weight_histogram};
-pub use recipe::{Calibration, First, Method, Recipe, Scales, Search};
+pub use recipe::{Calibration, First, Method, Products, Recipe, Scales, Search};
 pub use recipe_file::{load_recipe, recipe_toml};
 pub use report::{InputReport, LayerReport, ModelReport, Report, WeightReport};
 pub use store::{Place, Store};

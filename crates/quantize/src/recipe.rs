@@ -6,6 +6,7 @@ use halfbyte_checkpoint::LayerScheme;
 use halfbyte_formats::{
     BlockQuantizer, Element, Granularity, InputQuantizer, ScaleFormat, ScaleRule, Scheme,
 };
+use halfbyte_tensor::Precision;
 use serde::{Deserialize, Serialize, Serializer};
 use std::collections::BTreeMap;
 
@@ -101,6 +102,26 @@ pub enum Search {
     Ranked,
 }
 
+/// How exactly calibration computes the network and the moments of its activations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Products {
+    /// In f32.
+    F32,
+    /// From bfloat16 factors, summed in f32: up to twice as fast on processors with AVX512-BF16, and the same bits on others.
+    Bf16,
+}
+
+impl Products {
+    /// For the tensor crate.
+    pub fn precision(self) -> Precision {
+        match self {
+            Self::F32 => Precision::F32,
+            Self::Bf16 => Precision::Bf16,
+        }
+    }
+}
+
 /// How a checkpoint is quantized. Every field has the default recipe's value unless a file says otherwise.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -168,6 +189,8 @@ pub struct Recipe {
     pub search: Search,
     /// Candidates scored fully when ranked; with one the ranking decides.
     pub finalists: usize,
+    /// Precision of the products over the calibration tokens: the forward pass and second moments.
+    pub products: Products,
     /// Tokens that the search for an input's quantizer looks at.
     pub sample_tokens: usize,
     /// Seed of that sample and of the coverage windows.
@@ -204,6 +227,7 @@ impl Default for Recipe {
             activation_grid: Grid { kind: GridKind::Maxval, low: 0.03, high: 1.1, steps: 60 },
             search: Search::Ranked,
             finalists: 1,
+            products: Products::Bf16,
             sample_tokens: 2048,
             seed: 0,
         }
@@ -254,6 +278,7 @@ impl Recipe {
             shifts: ShiftRule::None,
             correct: false,
             feedback: false,
+            products: Products::F32,
             ..Self::default()
         })
     }
@@ -384,7 +409,9 @@ impl Recipe {
         let (method, bits) = full.rsplit_once('-').ok_or_else(unknown)?;
         let &(_, weight_bits, activation_bits) =
             BITS.iter().find(|(b, ..)| *b == bits).ok_or_else(unknown)?;
-        let base = Self { name: name.into(), weight_bits, activation_bits, ..Self::default() };
+        // bfloat16 has 8 bits of precision: enough beside the error of 4 bits, and not beside that of 6.
+        let products = if weight_bits == 4 { Products::Bf16 } else { Products::F32 };
+        let base = Self { name: name.into(), weight_bits, activation_bits, products, ..Self::default() };
         // MinMax and the published forms look at full-precision inputs and know neither correction nor feedback.
         let plain = Self {
             calibration: Calibration::FullPrecision,
@@ -393,6 +420,7 @@ impl Recipe {
             share_input: false,
             correct: false,
             feedback: false,
+            products: Products::F32,
             ..base.clone()
         };
         Ok(match method {

@@ -3,7 +3,7 @@
 use crate::QuantizeError;
 use crate::store::Store;
 use halfbyte_model::Linear;
-use halfbyte_tensor::{Columns, Matrix, Rows, mix, product, product_into, sum_of_squares};
+use halfbyte_tensor::{Columns, Matrix, Precision, Rows, mix, product, product_into, sum_of_squares};
 
 /// Random directions along which the residual stream is measured. Its mean square is then known to about
 /// `√(2 / 64)`, 18 %, which is plenty for a weight, at a small part of the cost of the layer's product.
@@ -41,6 +41,7 @@ pub(crate) fn token_weights(
             &Rows::new(&projected.data, inputs),
             &mut seen.data,
             stride,
+            Precision::F32,
         );
         if let Some(bias) = &bias {
             seen.data.chunks_exact_mut(stride).for_each(|row| {
@@ -84,6 +85,7 @@ fn projected(linear: &Linear, directions: &Matrix) -> Matrix {
             &Columns::new(&weight.data, inputs, inputs),
             &mut out.data,
             inputs,
+            Precision::F32,
         );
     }
     out
@@ -121,7 +123,12 @@ mod tests {
         };
         let site = Site { name: "down".into(), outputs: hidden, inputs: 5, bias: true };
         let weight = Weight::Stored(RawTensor::F32(weight), 5);
-        (Linear { site, weight, bias: Some(bias), input: None }, store(c, hidden), store(x, 5), squares)
+        (
+            Linear { site, weight, bias: Some(bias), input: None, precision: Precision::F32 },
+            store(c, hidden),
+            store(x, 5),
+            squares,
+        )
     }
 
     #[test]

@@ -89,7 +89,8 @@ pub fn quantize_block(
     place: &Place,
     on_tap: OnTap,
 ) -> Result<(Store, Vec<QuantizedSite>), QuantizeError> {
-    let all = std::mem::take(&mut block.linears);
+    let mut all = std::mem::take(&mut block.linears);
+    all.iter_mut().flatten().for_each(|linear| linear.precision = recipe.products.precision());
     let mut stream = timed(Phase::Forward, || Stream::enter(&block, rotary, place, hidden))?;
     let mut done = Vec::new();
     for (t, linears) in all.into_iter().enumerate() {

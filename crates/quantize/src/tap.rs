@@ -3,7 +3,8 @@
 use crate::QuantizeError;
 use crate::store::Store;
 use halfbyte_formats::{InputQuantizer, kernel};
-use halfbyte_tensor::{Columns, Matrix, gram, mirror, mix, product_into, sum_of_squares};
+use halfbyte_tensor::{Columns, Matrix, Precision, gram, mirror, mix, product_into, sum_of_squares};
+use rayon::prelude::*;
 
 /// What the linear layers of one tap are calibrated on: their inputs, for which the full-precision layer's outputs are
 /// to be reproduced.
@@ -58,20 +59,20 @@ impl TapInputs {
         Ok(max)
     }
 
-    /// Moments with the inputs quantized by `quantizer`, if there is one.
+    /// Moments with the inputs quantized by `quantizer`, if there is one, by products of this precision.
     ///
     /// # Errors
     /// When the store cannot be read.
-    pub fn moments(&self, quantizer: Option<&InputQuantizer>) -> Result<Moments, QuantizeError> {
+    pub fn moments(
+        &self,
+        quantizer: Option<&InputQuantizer>,
+        precision: Precision,
+    ) -> Result<Moments, QuantizeError> {
         let k = self.channels();
         let mut moments = Moments { gram: vec![0.0; k * k], cross: quantizer.map(|_| vec![0.0; k * k]) };
         for i in 0..self.x.windows() {
             let mut x = self.x.get(i)?;
-            let quantized = quantizer.map(|q| {
-                let mut quantized = x.clone();
-                q.apply(&mut quantized.data);
-                quantized
-            });
+            let quantized = quantizer.map(|q| quantized(&x, q));
             if let Some(weights) = &self.weights {
                 scale_rows(&mut x, &weights[i]);
             }
@@ -80,15 +81,16 @@ impl TapInputs {
                     if let Some(weights) = &self.weights {
                         scale_rows(&mut quantized, &weights[i]);
                     }
-                    gram(&quantized.data, k, &mut moments.gram);
+                    gram(&quantized.data, k, &mut moments.gram, precision);
                     product_into(
                         &Columns::new(&x.data, k, k),
                         &Columns::new(&quantized.data, k, k),
                         cross,
                         k,
+                        precision,
                     );
                 }
-                _ => gram(&x.data, k, &mut moments.gram),
+                _ => gram(&x.data, k, &mut moments.gram, precision),
             }
         }
         mirror(&mut moments.gram, k);
@@ -142,6 +144,18 @@ impl TapInputs {
         }
         Ok(importance)
     }
+}
+
+/// The inputs as layers see them through `quantizer`.
+pub(crate) fn quantized(x: &Matrix, quantizer: &InputQuantizer) -> Matrix {
+    let mut seen = Matrix::zeros(x.rows, x.cols);
+    // A few whole rows, enough work for a task.
+    let piece = x.cols * (16_384 / x.cols.max(1)).max(1);
+    seen.data.par_chunks_mut(piece.max(1)).zip(x.data.par_chunks(piece.max(1))).for_each(|(seen, x)| {
+        seen.copy_from_slice(x);
+        quantizer.apply(seen);
+    });
+    seen
 }
 
 /// Multiplies every row by the square root of its weight, so that second moments count it by its weight.

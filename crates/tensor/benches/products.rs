@@ -1,6 +1,6 @@
 //! Prints GFLOP/s of the products at the shapes that calibration runs: `cargo bench -p halfbyte-tensor`.
 
-use halfbyte_tensor::{Rows, gram, isa, product};
+use halfbyte_tensor::{Precision, Rows, gram, isa, product_into};
 use std::time::Instant;
 
 fn main() {
@@ -10,22 +10,27 @@ fn main() {
     {
         let x: Vec<f32> = (0..t * k).map(|i| (i % 97) as f32 / 97.0).collect();
         let w: Vec<half::bf16> = (0..n * k).map(|i| half::bf16::from_f32((i % 89) as f32 / 89.0)).collect();
-        let repeats = (4_000_000_000 / (t * n * k)).max(1);
-        let start = Instant::now();
-        for _ in 0..repeats {
-            std::hint::black_box(product(&Rows::new(&x, k), &Rows::new(&w, k)));
+        print!("{t:5} x {n:5} x {k:5}:");
+        for precision in [Precision::F32, Precision::Bf16] {
+            let mut out = vec![0.0; t * n];
+            product_into(&Rows::new(&x, k), &Rows::new(&w, k), &mut out, n, precision);
+            let repeats = (4_000_000_000 / (t * n * k)).max(1);
+            let start = Instant::now();
+            for _ in 0..repeats {
+                product_into(&Rows::new(&x, k), &Rows::new(&w, k), &mut out, n, precision);
+            }
+            let forward = (2 * t * n * k * repeats) as f64 / start.elapsed().as_secs_f64() / 1e9;
+            let mut g = vec![0.0; k * k];
+            gram(&x, k, &mut g, precision);
+            let repeats = (4_000_000_000 / (t * k * k)).max(1);
+            let start = Instant::now();
+            for _ in 0..repeats {
+                gram(&x, k, &mut g, precision);
+            }
+            // Half the products of a full one.
+            let useful = (t * k * k * repeats) as f64 / start.elapsed().as_secs_f64() / 1e9;
+            print!("  {precision:?} product {forward:6.1}, gram {useful:6.1}");
         }
-        let flops = (2 * t * n * k * repeats) as f64;
-        let forward = flops / start.elapsed().as_secs_f64() / 1e9;
-        let mut g = vec![0.0; k * k];
-        let repeats = (4_000_000_000 / (t * k * k)).max(1);
-        let start = Instant::now();
-        for _ in 0..repeats {
-            gram(&x, k, &mut g);
-        }
-        let useful = (t * k * k * repeats) as f64 / start.elapsed().as_secs_f64() / 1e9;
-        println!(
-            "{t:5} x {n:5} x {k:5}: product {forward:6.1}, gram {useful:6.1} (half the products of a full one)"
-        );
+        println!();
     }
 }

@@ -1,7 +1,7 @@
 //! Cholesky factorisation and triangular solves, in the f32 products of this crate.
 
 use crate::product::{product, product_into};
-use crate::{Columns, Operand, Rows};
+use crate::{Columns, Operand, Precision, Rows};
 use rayon::prelude::*;
 
 /// Columns factorised at a time; the rest of the work is matrix products.
@@ -98,7 +98,7 @@ pub fn solve_lower(l: &[f32], n: usize, b: &mut [f32]) {
             let minus: Vec<f32> =
                 b.chunks_exact(n).flat_map(|r| r[k..k + width].iter().map(|v| -v)).collect();
             let below = Rows::strided(&l[(k + width) * n + k..(n - 1) * n + k + width], n, width);
-            product_into(&Rows::new(&minus, width), &below, &mut b[k + width..rows * n], n);
+            product_into(&Rows::new(&minus, width), &below, &mut b[k + width..rows * n], n, Precision::F32);
         }
     }
 }
@@ -115,7 +115,7 @@ pub fn solve_lower_transposed(l: &[f32], n: usize, b: &mut [f32]) {
         if k > 0 {
             let minus: Vec<f32> = b.chunks_exact(n).flat_map(|r| r[k..end].iter().map(|v| -v)).collect();
             let left = Columns::new(&l[k * n..(end - 1) * n + k], n, k);
-            product_into(&Rows::new(&minus, width), &left, &mut b[..rows * n], n);
+            product_into(&Rows::new(&minus, width), &left, &mut b[..rows * n], n, Precision::F32);
         }
         end = k;
     }
@@ -134,7 +134,7 @@ mod tests {
         };
         let x: Vec<f32> = (0..3 * n * n).map(|_| next()).collect();
         let mut g = vec![0.0; n * n];
-        gram(&x, n, &mut g);
+        gram(&x, n, &mut g, Precision::F32);
         mirror(&mut g, n);
         g
     }

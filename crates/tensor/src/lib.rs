@@ -25,5 +25,5 @@ pub use ops::{
     Rotary, add_assign, dot, kl_divergence, layer_norm, log_sum_exp, rms_norm, scale_columns, silu, softmax,
     sum_of_squares,
 };
-pub use product::{gram, mirror, product, product_into};
+pub use product::{Precision, gram, mirror, product, product_into};
 pub use random::mix;

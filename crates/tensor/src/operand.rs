@@ -12,28 +12,61 @@ pub trait Operand: Sync {
     /// Writes `out.len()` values of row `row`, from column `from`, as f32.
     fn read(&self, row: usize, from: usize, out: &mut [f32]);
 
-    /// Writes rows `row..row + count` and columns `from..from + depth` as a panel: `out[k * width + r]`, rows past
-    /// `count` filled with zeros. The default reads row by row and transposes.
+    /// Writes rows `row..row + count` and columns `from..from + depth` as panels of `width` rows, one after another:
+    /// `out[(r - r % width) * depth + k * width + r % width]`, the last one filled up with zeros. The default reads row by row
+    /// and transposes.
     fn pack(&self, row: usize, count: usize, from: usize, depth: usize, width: usize, out: &mut [f32]) {
         let mut piece = [0.0f32; 256];
-        for r in 0..width {
-            if r >= count {
-                for k in 0..depth {
-                    out[k * width + r] = 0.0;
+        for (first, panel) in (0..count).step_by(width).zip(out.chunks_exact_mut(depth * width)) {
+            for r in 0..width {
+                if first + r >= count {
+                    panel.iter_mut().skip(r).step_by(width).for_each(|v| *v = 0.0);
+                    continue;
                 }
-                continue;
-            }
-            let mut k = 0;
-            while k < depth {
-                let n = (depth - k).min(piece.len());
-                self.read(row + r, from + k, &mut piece[..n]);
-                for (i, &v) in piece[..n].iter().enumerate() {
-                    out[(k + i) * width + r] = v;
+                for k in (0..depth).step_by(piece.len()) {
+                    let n = (depth - k).min(piece.len());
+                    self.read(row + first + r, from + k, &mut piece[..n]);
+                    let lines = panel[k * width..].chunks_exact_mut(width);
+                    piece[..n].iter().zip(lines).for_each(|(v, line)| line[r] = *v);
                 }
-                k += n;
             }
         }
     }
+
+    /// As [`pack`](Self::pack) in bfloat16 pairs: a line has column `from + 2p` of a row in the lower half and the next one in
+    /// the upper, zero past the end.
+    fn pack_pairs(&self, row: usize, count: usize, from: usize, depth: usize, width: usize, out: &mut [u32]) {
+        let mut piece = [0.0f32; 256];
+        let lines = depth.div_ceil(2);
+        for (first, panel) in (0..count).step_by(width).zip(out.chunks_exact_mut(lines * width)) {
+            for r in 0..width {
+                if first + r >= count {
+                    panel.iter_mut().skip(r).step_by(width).for_each(|v| *v = 0);
+                    continue;
+                }
+                for k in (0..depth).step_by(piece.len()) {
+                    let n = (depth - k).min(piece.len());
+                    self.read(row + first + r, from + k, &mut piece[..n]);
+                    piece[n..].fill(0.0);
+                    let mut pairs = [0u32; 128];
+                    for (p, v) in pairs.iter_mut().zip(piece.as_chunks::<2>().0) {
+                        *p = bfloat16(v[0]) >> 16 | bfloat16(v[1]);
+                    }
+                    let lines = panel[k / 2 * width..].chunks_exact_mut(width);
+                    pairs.iter().zip(lines).for_each(|(p, line)| line[r] = *p);
+                }
+            }
+        }
+    }
+}
+
+/// Bits of the bfloat16 nearest to `x` (ties to even), in the upper half. What is below 2⁻⁵⁶ becomes zero: products of two
+/// of the others are multiples of 2⁻¹²⁶, so that no sum of them is ever subnormal, which instruction sets treat differently.
+pub(crate) fn bfloat16(x: f32) -> u32 {
+    let bits = x.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) & 0xffff_0000;
+    // The exponent field of 2^-56.
+    if rounded & 0x7f80_0000 < (127 - 56) << 23 { 0 } else { rounded }
 }
 
 /// A storage type that widens exactly to f32.
@@ -118,12 +151,32 @@ impl Operand for Columns<'_> {
             *o = self.data[(from + k) * self.stride + row];
         }
     }
+    // Line by line over all panels: a line of a panel alone is a few cache lines of a page of its own.
     fn pack(&self, row: usize, count: usize, from: usize, depth: usize, width: usize, out: &mut [f32]) {
         for k in 0..depth {
-            let at = (from + k) * self.stride + row;
-            let line = &mut out[k * width..(k + 1) * width];
-            line[..count].copy_from_slice(&self.data[at..at + count]);
-            line[count..].fill(0.0);
+            let line = &self.data[(from + k) * self.stride + row..][..count];
+            for (values, panel) in line.chunks(width).zip(out.chunks_exact_mut(depth * width)) {
+                let out = &mut panel[k * width..(k + 1) * width];
+                out[..values.len()].copy_from_slice(values);
+                out[values.len()..].fill(0.0);
+            }
+        }
+    }
+    fn pack_pairs(&self, row: usize, count: usize, from: usize, depth: usize, width: usize, out: &mut [u32]) {
+        let lines = depth.div_ceil(2);
+        let zeros = vec![0.0; if depth % 2 == 1 { count } else { 0 }];
+        for p in 0..lines {
+            let at = (from + 2 * p) * self.stride + row;
+            let first = &self.data[at..][..count];
+            let second = if 2 * p + 1 < depth { &self.data[at + self.stride..][..count] } else { &zeros };
+            let values = first.chunks(width).zip(second.chunks(width));
+            for ((first, second), panel) in values.zip(out.chunks_exact_mut(lines * width)) {
+                let out = &mut panel[p * width..(p + 1) * width];
+                for ((o, a), b) in out.iter_mut().zip(first).zip(second) {
+                    *o = bfloat16(*a) >> 16 | bfloat16(*b);
+                }
+                out[first.len()..].fill(0);
+            }
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Every task: its prompt, its choices, its answer, as lm-evaluation-harness 0.4.13 has them.
 
-use super::rows::Row;
+use halfbyte_data::Row;
+use serde_json::Value;
 
 /// A question as text: pairs of a context and what is scored after it, one for each choice.
 #[derive(Clone, Debug, PartialEq)]
@@ -62,9 +63,9 @@ fn choices(context: String, choices: Vec<String>, gold: usize) -> Question {
 fn boolq(row: &Row) -> Result<Question, String> {
     let context = format!("{}\nQuestion: {}?\nAnswer:", row.text("passage")?, row.text("question")?);
     // The authors' files have a truth value, SuperGLUE's a number.
-    let gold = match row.0.get("answer").and_then(|a| a.as_bool()) {
+    let gold = match row.find("answer").and_then(|a| a.as_bool()) {
         Some(answer) => usize::from(answer),
-        None if row.0.contains_key("label") => row.index("label", 0, 2)?,
+        None if row.find("label").is_some() => row.index("label", 0, 2)?,
         None => return Err("neither field \"answer\" (true or false) nor \"label\" (0 or 1) is there".into()),
     };
     Ok(choices(context, vec!["no".into(), "yes".into()], gold))
@@ -79,7 +80,7 @@ fn piqa(row: &Row) -> Result<Question, String> {
 fn hellaswag(row: &Row) -> Result<Question, String> {
     let (label, a, b) = (row.text("activity_label")?, row.text("ctx_a")?, row.text("ctx_b")?);
     let context = cleaned(&format!("{label}: {a} {}", capitalized(b)));
-    let endings: Vec<String> = row.texts("endings")?.iter().map(|e| cleaned(e)).collect();
+    let endings: Vec<String> = texts(row.get("endings")?, "endings")?.iter().map(|e| cleaned(e)).collect();
     let gold = row.index("label", 0, endings.len())?;
     Ok(choices(context, endings, gold))
 }
@@ -96,13 +97,13 @@ fn winogrande(row: &Row) -> Result<Question, String> {
 }
 
 fn arc(row: &Row) -> Result<Question, String> {
-    let (answers, gold) = row.labelled_choices()?;
+    let (answers, gold) = labelled_choices(row)?;
     Ok(choices(format!("Question: {}\nAnswer:", row.text("question")?), answers, gold))
 }
 
 fn openbookqa(row: &Row) -> Result<Question, String> {
-    let (answers, gold) = row.labelled_choices()?;
-    let stem = if row.0.contains_key("question_stem") { "question_stem" } else { "question" };
+    let (answers, gold) = labelled_choices(row)?;
+    let stem = if row.find("question_stem").is_some() { "question_stem" } else { "question" };
     Ok(choices(row.text(stem)?.into(), answers, gold))
 }
 
@@ -119,14 +120,14 @@ fn lambada(row: &Row) -> Result<Question, String> {
 }
 
 fn own(row: &Row) -> Result<Question, String> {
-    let context = match (row.0.get("context"), row.0.get("question")) {
+    let context = match (row.find("context"), row.find("question")) {
         (Some(_), Some(_)) => {
             return Err("there are both \"context\" and \"question\"; one of them is the prompt".into());
         }
         (Some(_), None) => row.text("context")?.to_string(),
         (None, _) => format!("Question: {}\nAnswer:", row.text("question")?),
     };
-    let answers = row.texts("choices")?;
+    let answers = texts(row.get("choices")?, "choices")?;
     let answer = row.get("answer")?;
     let gold = match answer.as_str() {
         Some(text) => {
@@ -142,6 +143,36 @@ fn own(row: &Row) -> Result<Question, String> {
         None => row.index("answer", 0, answers.len())?,
     };
     Ok(choices(context, answers, gold))
+}
+
+/// A list of strings, at least two.
+fn texts(value: &Value, key: &str) -> Result<Vec<String>, String> {
+    let list = value.as_array().ok_or_else(|| format!("field {key:?} is not a list"))?;
+    let texts: Option<Vec<String>> = list.iter().map(|v| v.as_str().map(String::from)).collect();
+    let texts = texts.ok_or_else(|| format!("field {key:?} has something else than strings in it"))?;
+    match texts.len() {
+        0 | 1 => Err(format!("field {key:?} has {} entries; a choice needs two", texts.len())),
+        _ => Ok(texts),
+    }
+}
+
+/// `choices` with `text` and `label`, and the index of `answerKey` among the labels.
+fn labelled_choices(row: &Row) -> Result<(Vec<String>, usize), String> {
+    let choices = row.get("choices")?;
+    let part = |name: &str| {
+        let list = choices.get(name).ok_or_else(|| format!("field \"choices\" has no {name:?}"))?;
+        texts(list, &format!("choices.{name}"))
+    };
+    let (text, labels) = (part("text")?, part("label")?);
+    if text.len() != labels.len() {
+        return Err(format!("{} choices have {} labels", text.len(), labels.len()));
+    }
+    let answer = row.text("answerKey")?.trim_start();
+    let gold = labels
+        .iter()
+        .position(|l| l == answer)
+        .ok_or_else(|| format!("answerKey {answer:?} is none of the labels {}", labels.join(", ")))?;
+    Ok((text, gold))
 }
 
 /// What Python's `str.strip` takes for a space.
@@ -187,11 +218,11 @@ fn cleaned(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     fn read(name: &str, row: Value) -> Result<Question, String> {
         let definition = DEFINITIONS.iter().find(|d| d.name == name).unwrap_or(&OWN);
-        (definition.read)(&Row(row.as_object().unwrap().clone()))
+        (definition.read)(&Row::from(row.as_object().unwrap().clone()))
     }
 
     /// The context and the choices, for tasks with one context.

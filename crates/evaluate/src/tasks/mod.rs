@@ -2,30 +2,19 @@
 
 mod definitions;
 mod prompt;
-mod rows;
 
 pub use definitions::Kind;
 
 use crate::cache::{Book, Cache, Fingerprint, key};
 use crate::likelihood::{Item, Likelihood, Sizes, score, work};
 use crate::progress::Meter;
-use crate::random::subset;
 use crate::{EvaluateError, Progress};
 use definitions::{DEFINITIONS, OWN, Question};
+use halfbyte_data::{DataError, Row, Rows, Selection};
 use halfbyte_model::{Model, Tokenizer};
 use rayon::prelude::*;
-use rows::Rows;
 use serde::{Deserialize, Serialize};
-use std::path::Path;
-
-/// Which rows of a task's file are asked.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Selection {
-    /// So many rows; all if `None`.
-    pub limit: Option<usize>,
-    /// Draws them at random, the same ones for the same seed; the first ones if `None`.
-    pub seed: Option<u64>,
-}
+use std::path::{Path, PathBuf};
 
 /// A task, read from its file.
 #[derive(Clone, Debug)]
@@ -100,25 +89,18 @@ impl Task {
             return Err(EvaluateError::Task { name: name.into(), message });
         }
         let definition = DEFINITIONS.iter().find(|d| d.name == name).unwrap_or(&OWN);
-        let rows = Rows::open(dir, name)?;
-        let read = |(number, row): &(usize, rows::Row)| match (definition.read)(row) {
-            Ok(question) => Ok((*number, question)),
-            Err(message) => Err(rows.wrong(*number, message)),
+        let rows = Rows::read(&file(dir, name)?, &[])?;
+        let read = |(number, row): (usize, &Row)| match (definition.read)(row) {
+            Ok(question) => Ok((number, question)),
+            Err(message) => Err(rows.wrong(number, message)),
         };
-        let mut questions = rows.rows.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+        let questions = rows.iter().map(read).collect::<Result<Vec<_>, _>>()?;
         if questions.is_empty() {
-            let message = format!("{} has no rows", rows.path.display());
+            let message = format!("{} has no rows", rows.path().display());
             return Err(EvaluateError::Task { name: name.into(), message });
         }
-        match selection {
-            Selection { limit: Some(limit), seed: Some(seed) } => {
-                let chosen = subset(questions.len(), limit, seed);
-                questions = chosen.into_iter().map(|i| questions[i].clone()).collect();
-            }
-            Selection { limit: Some(limit), seed: None } => questions.truncate(limit),
-            Selection { limit: None, .. } => {}
-        }
-        let path = rows.path.display().to_string();
+        let questions = selection.of(questions.len()).into_iter().map(|i| questions[i].clone()).collect();
+        let path = rows.path().display().to_string();
         Ok(Self { name: name.into(), kind: definition.kind, path, questions, unit: rows.unit() })
     }
 
@@ -150,7 +132,8 @@ impl Task {
     }
 
     fn wrong(&self, number: usize, message: String) -> EvaluateError {
-        EvaluateError::Row { path: self.path.clone(), row: format!("{} {number}", self.unit), message }
+        let row = format!("{} {number}", self.unit);
+        DataError::Row { path: self.path.clone(), row, message }.into()
     }
 
     fn row(&self, i: usize, found: &[Likelihood]) -> RowResult {
@@ -187,6 +170,26 @@ impl Task {
             }
         }
         TaskOutcome { name: self.name.clone(), result, rows }
+    }
+}
+
+/// `NAME.jsonl` or `NAME.parquet` of `dir`.
+fn file(dir: &Path, name: &str) -> Result<PathBuf, EvaluateError> {
+    let fail = |message: String| EvaluateError::Task { name: name.into(), message };
+    let [jsonl, parquet] = ["jsonl", "parquet"].map(|kind| dir.join(format!("{name}.{kind}")));
+    match (jsonl.is_file(), parquet.is_file()) {
+        (true, true) => Err(fail(format!(
+            "there are both {} and {}; which is meant? Move one away",
+            jsonl.display(),
+            parquet.display()
+        ))),
+        (true, false) => Ok(jsonl),
+        (false, true) => Ok(parquet),
+        (false, false) => Err(fail(format!(
+            "neither {} nor {} is there; --task-dir is the folder with the files of the tasks",
+            jsonl.display(),
+            parquet.display()
+        ))),
     }
 }
 

@@ -98,6 +98,10 @@ const FIELDS: &[(&str, &str)] = &[
         "how candidates are scored: direct (slow), gram (the same scores), ranked (the best few by gram)",
     ),
     ("finalists", "candidates scored fully when ranked; with 1 the ranking decides"),
+    (
+        "products",
+        "over the calibration tokens: f32, or bf16 (factors rounded to bfloat16; faster with AVX512-BF16, equal results without)",
+    ),
     ("sample_tokens", "tokens that the search for an input's quantizer looks at"),
     ("seed", "of that sample and of the coverage windows"),
     ("[weight_grid]", "candidates for the scale of a weight row; kind: bias (published) or maxval"),

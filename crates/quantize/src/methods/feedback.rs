@@ -8,7 +8,7 @@
 use crate::QuantizeError;
 use halfbyte_formats::{Element, kernel};
 use halfbyte_tensor::{
-    Columns, Matrix, Rows, cholesky_in_place, product_into, solve_lower, solve_lower_transposed,
+    Columns, Matrix, Precision, Rows, cholesky_in_place, product_into, solve_lower, solve_lower_transposed,
 };
 use rayon::prelude::*;
 
@@ -171,6 +171,7 @@ pub(super) fn round(weight: &mut [f32], formats: &[(Element, f32)], factor: &Fac
                 &Columns::new(&right, n - to, n - to),
                 &mut pushed.data[to..],
                 stride,
+                Precision::F32,
             );
         }
     }
@@ -321,7 +322,7 @@ mod tests {
             }
         }
         let mut g = vec![0.0; n * n];
-        gram(&x, n, &mut g);
+        gram(&x, n, &mut g, Precision::F32);
         mirror(&mut g, n);
         let factor = Factor::new(g.clone(), n, 0.01).unwrap();
         let mut damped: Vec<f64> = g.iter().map(|&v| f64::from(v)).collect();

@@ -14,7 +14,7 @@ use crate::search::{
 };
 use crate::tap::{Moments, Sample, TapInputs, scale_rows};
 use halfbyte_formats::{Element, InputQuantizer, kernel};
-use halfbyte_tensor::{Columns, Matrix, Rows, product, product_into};
+use halfbyte_tensor::{Columns, Matrix, Precision, Rows, product, product_into};
 use rayon::prelude::*;
 use std::borrow::Cow;
 
@@ -150,7 +150,8 @@ impl GroupSearch<'_> {
             let wanted = product(&x, &Rows::new(full, inputs));
             residual.data.iter_mut().zip(&wanted.data).for_each(|(r, w)| *r -= w);
             let columns = Columns::new(weight, inputs, inputs);
-            product_into(&Rows::new(&residual.data, residual.cols), &columns, &mut linear.data, inputs);
+            let residual = Rows::new(&residual.data, residual.cols);
+            product_into(&residual, &columns, &mut linear.data, inputs, Precision::F32);
         }
         linear
     }
@@ -179,7 +180,9 @@ impl GroupSearch<'_> {
             return Ok(());
         }
 
-        let Moments { gram, cross } = timed(Phase::Statistics, || self.inputs.moments(self.input.as_ref()))?;
+        let Moments { gram, cross } = timed(Phase::Statistics, || {
+            self.inputs.moments(self.input.as_ref(), recipe.products.precision())
+        })?;
         // X̂ᵀX̂ − XᵀX̂, from which a row's linear term comes.
         let difference = cross.map(|mut c| {
             c.par_iter_mut().zip(&gram).for_each(|(c, g)| *c = g - *c);

@@ -5,7 +5,7 @@
 
 use super::{Exactness, Grid, best_indices};
 use halfbyte_formats::{Element, InputQuantizer, kernel};
-use halfbyte_tensor::{Matrix, Rows, dot, mirror, product, sum_of_squares};
+use halfbyte_tensor::{Matrix, Precision, Rows, dot, mirror, product, sum_of_squares};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -91,7 +91,7 @@ pub fn search_input(
     let gram = (problem.weight.rows > problem.x.cols).then(|| {
         let inputs = problem.x.cols;
         let mut g = vec![0.0; inputs * inputs];
-        halfbyte_tensor::gram(&problem.weight.data, inputs, &mut g);
+        halfbyte_tensor::gram(&problem.weight.data, inputs, &mut g, Precision::F32);
         mirror(&mut g, inputs);
         g
     });

@@ -1,10 +1,12 @@
-//! Random numbers that are the same everywhere for the same seed.
+//! Random numbers that are the same everywhere for the same seed, and rows that are drawn by them.
 
 /// SplitMix64 (Steele, Lea and Flood, 2014).
-pub(crate) struct Random(u64);
+#[derive(Clone, Debug)]
+pub struct Random(u64);
 
 impl Random {
-    pub(crate) fn new(seed: u64) -> Self {
+    /// The numbers of `seed`.
+    pub fn new(seed: u64) -> Self {
         Self(seed)
     }
 
@@ -17,13 +19,32 @@ impl Random {
     }
 
     /// A number from 0 to `n - 1`; the bias of the multiplication is below n / 2^64.
-    pub(crate) fn below(&mut self, n: usize) -> usize {
+    pub fn below(&mut self, n: usize) -> usize {
         ((u128::from(self.next()) * n as u128) >> 64) as usize
     }
 }
 
+/// Which rows of a file, or which images of a folder, are used.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Selection {
+    /// So many; all if `None`.
+    pub limit: Option<usize>,
+    /// Draws them at random, the same ones for the same seed; the first ones if `None`.
+    pub seed: Option<u64>,
+}
+
+impl Selection {
+    /// The chosen ones of `n`, in rising order.
+    pub fn of(self, n: usize) -> Vec<usize> {
+        match self {
+            Self { limit: Some(limit), seed: Some(seed) } => subset(n, limit, seed),
+            Self { limit, .. } => (0..n.min(limit.unwrap_or(n))).collect(),
+        }
+    }
+}
+
 /// `count` of the numbers 0 .. `n`, drawn without replacement, in rising order.
-pub(crate) fn subset(n: usize, count: usize, seed: u64) -> Vec<usize> {
+fn subset(n: usize, count: usize, seed: u64) -> Vec<usize> {
     let mut random = Random::new(seed);
     let mut numbers: Vec<usize> = (0..n).collect();
     let count = count.min(n);
