@@ -103,10 +103,10 @@ def exported(folder, target):
         scale = raw[full]
         if target == "modelopt":
             table, scale = E2M1[nibbles(raw[name + ".weight"])], scale.astype(np.float32) * raw[name + ".weight_scale_2"]
-        elif target == "vllm-nvfp4":
+        elif name + ".weight_global_scale" in raw:
             table = E2M1[nibbles(raw[name + ".weight_packed"])]
             scale = scale.astype(np.float32) / raw[name + ".weight_global_scale"]
-        elif target == "vllm-mxfp4":
+        elif scale.dtype == np.uint8:
             table, scale = E2M1[nibbles(raw[name + ".weight_packed"])], e8m0(scale)
         elif target == "vllm-fp8" or name + ".weight" in raw:
             table = raw[name + ".weight"].astype(np.float32)
@@ -206,12 +206,14 @@ def check_compressed_tensors(folder, values, original, recipe, scales):
     from compressed_tensors.quantization.utils import calculate_qparams
 
     config = json.loads((folder / "config.json").read_text())["quantization_config"]
-    scheme = QuantizationConfig.model_validate(config).config_groups["group_0"]
-    args = scheme.weights
+    groups = QuantizationConfig.model_validate(config).config_groups
+    scheme_of = {target: scheme for scheme in groups.values() for target in scheme.targets}
     found, compared = {}, 0
     with safe_open(folder / "model.safetensors", "pt") as f:
         keys = set(f.keys())
         for name in values:
+            scheme = scheme_of.get(name) or scheme_of["Linear"]
+            args = scheme.weights
             state = {k: f.get_tensor(f"{name}.{k}") for k in
                      ("weight", "weight_packed", "weight_scale", "weight_global_scale", "weight_shape") if f"{name}.{k}" in keys}
             scale, divisor = state["weight_scale"], state.get("weight_global_scale")
@@ -282,7 +284,18 @@ CASES = [  # recipe, scales, targets
     ("fp8-w8a8", "absmax", ["vllm-fp8"]),
     ("int4-g32-w4a16", "absmax", ["vllm-int"]),
     ("int8-w8a8", "absmax", ["vllm-int"]),
+    ("mixed", "sweep", ["vllm-mixed", "gguf-mixed"]),
 ]
+# Layers that choose between MXFP4 and NVFP4.
+MIXED = """method = "scheme"
+weight_bits = 4
+activation_bits = 16
+embedding_bits = 16
+weight_scheme = "e2m1/group32/e8m0"
+alternatives = ["e2m1/group16/e4m3"]
+max_bits = 4.375
+keep = ["lm_head"]
+"""
 
 
 RESTS = ["q8_0", "f16", "bf16", "f32"]
@@ -309,7 +322,9 @@ def main():
                 continue
             print(f"{recipe}, {scales}")
             folder = scratch / f"q{i}"
-            run("quantize", model, "--recipe", recipe, "--scales", scales, "--out", folder, "--calibration", text,
+            if recipe == "mixed":
+                (scratch / "mixed.toml").write_text(MIXED)
+            run("quantize", model, "--recipe", scratch / "mixed.toml" if recipe == "mixed" else recipe, "--scales", scales, "--out", folder, "--calibration", text,
                 "--calibration-windows", "4", "--calibration-window", "128")
             values = ours(folder)
             for target in targets:

@@ -171,6 +171,26 @@ mod tests {
     }
 
     #[test]
+    fn frequencies_may_come_with_divisors() {
+        let plain = rope(json!({"rope_theta": 500.0})).unwrap();
+        let of = |divisors| {
+            rope(
+                json!({"rope_parameters": {"rope_type": "divided", "rope_theta": 500.0, "divisors": divisors}}),
+            )
+        };
+        let divided = of(json!([1.0, 2.0, 4.0, 8.0])).unwrap();
+        assert_eq!(divided.frequencies[0], plain.frequencies[0]);
+        assert!((divided.frequencies[3] - plain.frequencies[3] / 8.0).abs() < 1e-9);
+        assert!(of(json!([1.0])).unwrap_err().to_string().contains("4 positive numbers"));
+    }
+
+    #[test]
+    fn heads_have_a_largest_size() {
+        let error = Rope::from_config(&Config(&json!({})), 1 << 20, 64).unwrap_err().to_string();
+        assert!(error.contains("head_dim"), "{error}");
+    }
+
+    #[test]
     fn an_unknown_type_is_refused_by_name() {
         let error =
             rope(json!({"rope_scaling": {"type": "dynamic", "factor": 2.0}})).unwrap_err().to_string();

@@ -69,13 +69,13 @@ impl GgufType {
         }
     }
 
-    /// Bytes of a tensor with these dimensions, innermost first; `None` if blocks do not divide a row, or if they cannot
-    /// be counted.
+    /// Bytes of a tensor with these dimensions, innermost first; `None` if blocks do not divide a row, if one is 0 (then
+    /// others could be anything), or if they cannot be counted.
     pub(super) fn bytes(self, dims: &[u64]) -> Option<u64> {
         let (_, _, block, size) = self.layout();
         let row = dims.first().copied().unwrap_or(1);
         let rows = dims.iter().skip(1).try_fold(1u64, |n, &d| n.checked_mul(d))?;
-        if !row.is_multiple_of(block) {
+        if !row.is_multiple_of(block) || dims.contains(&0) {
             return None;
         }
         (row / block).checked_mul(size)?.checked_mul(rows)
@@ -169,6 +169,14 @@ mod tests {
         q4_1.extend([0x21; 16]);
         GgufType::Q4_1.values(&q4_1, &mut out);
         assert_eq!((out[0], out[31]), (-0.5, 0.0));
+    }
+
+    #[test]
+    fn impossible_shapes_have_no_bytes() {
+        assert_eq!(GgufType::Mxfp4.bytes(&[64, 3]), Some(6 * 17));
+        for dims in [&[48, 3][..], &[0, 1 << 60], &[64, 0], &[64, 1 << 60, 1 << 60]] {
+            assert_eq!(GgufType::Mxfp4.bytes(dims), None);
+        }
     }
 
     #[test]

@@ -8,12 +8,13 @@ use super::{SiteResult, SiteWeight, output_error};
 use crate::QuantizeError;
 use crate::profile::{Profile, short, weight_histogram};
 use crate::recipe::{Recipe, Scales};
-use crate::tap::{Sample, TapInputs, quantized as seen_by};
+use crate::tap::{Sample, TapInputs, quantized};
 use halfbyte_checkpoint::{LayerScheme, RawTensor};
 use halfbyte_formats::block::tensor_scale;
 use halfbyte_formats::{
     BlockQuantizer, Granularity, InputQuantizer, QuantizedMatrix, ScaleFormat, Scheme, kernel,
 };
+use halfbyte_tensor::Matrix;
 use rayon::prelude::*;
 use std::borrow::Cow;
 
@@ -27,15 +28,18 @@ pub(super) fn quantize_tap(
 ) -> Result<Vec<SiteResult>, QuantizeError> {
     let energy = if recipe.scales == Scales::Weighted { channel_energy(inputs)? } else { Vec::new() };
     let largest = sites.iter().map(|s| kernel::max_abs(&s.weight.data)).fold(0.0f32, f32::max);
-    let own = sites.first().and_then(|s| recipe.layer_scheme(&s.site.name)).into_iter();
-    let choices = if recipe.alternatives.is_empty() { own.collect() } else { recipe.choices() };
+    let own = sites.iter().map(|s| recipe.layer_scheme(&s.site.name).unwrap_or(NONE)).collect();
+    let choices: Vec<Vec<LayerScheme>> = match recipe.alternatives.is_empty() {
+        true => vec![own],
+        false => recipe.choices().into_iter().map(|choice| vec![choice; sites.len()]).collect(),
+    };
     // The layers here take the scheme of least error together.
-    let mut best: Option<(f64, LayerScheme, Vec<Option<QuantizedMatrix>>)> = None;
-    for layer in choices {
-        let (mut total, mut quantized) = (0.0, Vec::with_capacity(sites.len()));
-        for SiteWeight { site, weight } in &sites {
+    let mut best: Option<(f64, Vec<LayerScheme>, Vec<Option<QuantizedMatrix>>)> = None;
+    for layers in choices {
+        let (mut total, mut coded) = (0.0, Vec::with_capacity(sites.len()));
+        for (SiteWeight { site, weight }, layer) in sites.iter().zip(&layers) {
             let Some(scheme) = layer.weight else {
-                quantized.push(None);
+                coded.push(None);
                 continue;
             };
             let matrix =
@@ -43,35 +47,43 @@ pub(super) fn quantize_tap(
             if !recipe.alternatives.is_empty() {
                 total += weighted_error(&matrix, &weight.data, &energy);
             }
-            quantized.push(Some(matrix));
+            coded.push(Some(matrix));
         }
         if best.as_ref().is_none_or(|b| total < b.0) {
-            best = Some((total, layer, quantized));
+            best = Some((total, layers, coded));
         }
     }
-    let Some((_, layer, quantized)) = best else { return Ok(Vec::new()) };
-    let input = input_quantizer(channel_max, layer.input)?;
-    let seen = match &input {
-        Some(q) => Cow::Owned(seen_by(&sample.x, q)),
-        None => Cow::Borrowed(&sample.x),
-    };
+    let Some((_, layers, coded)) = best else { return Ok(Vec::new()) };
     let mut results = Vec::with_capacity(sites.len());
-    for (SiteWeight { weight, .. }, quantized) in sites.into_iter().zip(quantized) {
-        let values = quantized.as_ref().map(QuantizedMatrix::dequantize);
+    // The inputs as the layer before saw them: nearly always the same.
+    let mut last: Option<(Option<InputQuantizer>, Cow<Matrix>)> = None;
+    for ((SiteWeight { weight, .. }, layer), coded) in sites.into_iter().zip(layers).zip(coded) {
+        let input = input_quantizer(channel_max, layer.input)?;
+        let (_, seen) = match last.take().filter(|l| l.0 == input) {
+            Some(same) => last.insert(same),
+            None => {
+                let seen = match &input {
+                    Some(q) => Cow::Owned(quantized(&sample.x, q)),
+                    None => Cow::Borrowed(&sample.x),
+                };
+                last.insert((input.clone(), seen))
+            }
+        };
+        let values = coded.as_ref().map(QuantizedMatrix::dequantize);
         let values = values.as_deref().unwrap_or(&weight.data);
         let (error, signal) =
-            output_error(sample, &seen, &weight.data, values, weight.cols, recipe.products.precision());
+            output_error(sample, seen, &weight.data, values, weight.cols, recipe.products.precision());
         let profile = Profile {
             channel_max: channel_max.iter().map(|&m| short(m)).collect(),
-            weight_histogram: quantized
-                .as_ref()
-                .map(|q| weight_histogram(q, &weight.data))
-                .unwrap_or_default(),
+            weight_histogram: coded.as_ref().map(|q| weight_histogram(q, &weight.data)).unwrap_or_default(),
         };
-        results.push(SiteResult { weight: quantized, input: input.clone(), error, signal, profile });
+        results.push(SiteResult { weight: coded, input, error, signal, profile });
     }
     Ok(results)
 }
+
+/// A layer that is left alone.
+const NONE: LayerScheme = LayerScheme { weight: None, input: None };
 
 /// `Σ w (Q(x) − x)² / Σ w x²` with the weights `energy` of the columns; empty for all alike.
 fn weighted_error(matrix: &QuantizedMatrix, weight: &[f32], energy: &[f32]) -> f64 {
