@@ -66,7 +66,8 @@ fn whole_way(model: &Path, calibration: &Path, option: &str, data: &Path, compan
     assert_eq!(acc[1], own["acc"].as_f64().unwrap());
     assert!((paired["difference"].as_f64().unwrap() - (acc[1] - acc[0])).abs() < 1e-12, "{paired}");
     assert!(paired["p_value"].is_f64() && models[0]["classification"].get("paired").is_none());
-    let text = finish(halfbyte().arg("eval").arg(model).arg(option).arg(data).args(["--no-cache", "--limit", "3"]));
+    let text =
+        finish(halfbyte().arg("eval").arg(model).arg(option).arg(data).args(["--no-cache", "--limit", "3"]));
     let text = text.text();
     assert!(text.contains("accuracy") && text.contains("the first 3"), "{text}");
     acc
@@ -74,7 +75,9 @@ fn whole_way(model: &Path, calibration: &Path, option: &str, data: &Path, compan
 
 #[test]
 fn a_bert_keeps_its_accuracy_at_eight_bits() {
-    let (Some(model), Some(data)) = (shared("models/MiniLM-L6-sst2"), shared("data/tasks/sst2.jsonl")) else { return };
+    let (Some(model), Some(data)) = (shared("models/MiniLM-L6-sst2"), shared("data/tasks/sst2.jsonl")) else {
+        return;
+    };
     let Some(calibration) = shared("data/calibration/sst2_train_512.tsv") else { return };
     let companions = ["tokenizer.json", "tokenizer_config.json"];
     let [full, quantized] = whole_way(&model, &calibration, "--classify", &data, &companions);
@@ -84,7 +87,9 @@ fn a_bert_keeps_its_accuracy_at_eight_bits() {
 
 #[test]
 fn a_vit_keeps_its_accuracy_at_eight_bits() {
-    let (Some(model), Some(data)) = (shared("models/ViT-S14-cifar10"), shared("data/cifar10/test")) else { return };
+    let (Some(model), Some(data)) = (shared("models/ViT-S14-cifar10"), shared("data/cifar10/test")) else {
+        return;
+    };
     let Some(calibration) = shared("data/cifar10/calibration") else { return };
     let companions = ["preprocessor_config.json"];
     let [full, quantized] = whole_way(&model, &calibration, "--images", &data, &companions);
