@@ -4,12 +4,12 @@
 //! The layers of a tap share NVFP4's tensor scales, that of the weights and that of the input: engines fuse q/k/v and
 //! gate/up into one product.
 
-use super::{SiteResult, SiteWeight, output_error};
+use super::{SiteResult, SiteWeight, gptq, output_error};
 use crate::QuantizeError;
 use crate::profile::{Profile, short, weight_histogram};
 use crate::recipe::{Recipe, Scales};
 use crate::tap::{Sample, TapInputs, quantized as seen_by};
-use halfbyte_checkpoint::{LayerScheme, RawTensor};
+use halfbyte_checkpoint::RawTensor;
 use halfbyte_formats::block::tensor_scale;
 use halfbyte_formats::{
     BlockQuantizer, Granularity, InputQuantizer, QuantizedMatrix, ScaleFormat, Scheme, kernel,
@@ -25,32 +25,41 @@ pub(super) fn quantize_tap(
     sites: Vec<SiteWeight>,
     recipe: &Recipe,
 ) -> Result<Vec<SiteResult>, QuantizeError> {
-    let energy = if recipe.scales == Scales::Weighted { channel_energy(inputs)? } else { Vec::new() };
+    // With a factor the weights of the errors are its own.
+    let weigh = recipe.scales == Scales::Weighted && !recipe.uses_factor();
+    let energy = if weigh { channel_energy(inputs)? } else { Vec::new() };
     let largest = sites.iter().map(|s| kernel::max_abs(&s.weight.data)).fold(0.0f32, f32::max);
-    let own = sites.first().and_then(|s| recipe.layer_scheme(&s.site.name)).into_iter();
-    let choices = if recipe.alternatives.is_empty() { own.collect() } else { recipe.choices() };
-    // The layers here take the scheme of least error together.
-    let mut best: Option<(f64, LayerScheme, Vec<Option<QuantizedMatrix>>)> = None;
-    for layer in choices {
-        let (mut total, mut quantized) = (0.0, Vec::with_capacity(sites.len()));
-        for SiteWeight { site, weight } in &sites {
-            let Some(scheme) = layer.weight else {
-                quantized.push(None);
-                continue;
-            };
-            let matrix =
-                quantize(&site.name, &weight.data, weight.cols, scheme, largest, recipe.scales, &energy)?;
-            if !recipe.alternatives.is_empty() {
-                total += weighted_error(&matrix, &weight.data, &energy);
+    let nearest = |scheme: Scheme| -> Result<Vec<QuantizedMatrix>, QuantizeError> {
+        let one = |SiteWeight { site, weight }: &SiteWeight| {
+            quantize(&site.name, &weight.data, weight.cols, scheme, largest, recipe.scales, &energy)
+        };
+        sites.iter().map(one).collect()
+    };
+    let own = sites.first().and_then(|s| recipe.layer_scheme(&s.site.name));
+    let mut choice = own.map(|layer| (layer, None));
+    if !recipe.alternatives.is_empty() {
+        // The layers here take the scheme of least error together, by rounding to nearest.
+        let mut least = f64::INFINITY;
+        for layer in recipe.choices() {
+            let Some(scheme) = layer.weight else { continue };
+            let quantized = nearest(scheme)?;
+            let pairs = quantized.iter().zip(&sites);
+            let total: f64 = pairs.map(|(q, s)| weighted_error(q, &s.weight.data, &energy)).sum();
+            if total < least {
+                (least, choice) = (total, Some((layer, Some(quantized))));
             }
-            quantized.push(Some(matrix));
-        }
-        if best.as_ref().is_none_or(|b| total < b.0) {
-            best = Some((total, layer, quantized));
         }
     }
-    let Some((_, layer, quantized)) = best else { return Ok(Vec::new()) };
+    let Some((layer, found)) = choice else { return Ok(Vec::new()) };
     let input = input_quantizer(channel_max, layer.input)?;
+    let quantized: Vec<Option<QuantizedMatrix>> = match (layer.weight, found) {
+        (None, _) => sites.iter().map(|_| None).collect(),
+        (Some(scheme), _) if recipe.uses_factor() => {
+            gptq::quantize(inputs, input.as_ref(), &sites, scheme, recipe)?.into_iter().map(Some).collect()
+        }
+        (Some(_), Some(found)) => found.into_iter().map(Some).collect(),
+        (Some(scheme), None) => nearest(scheme)?.into_iter().map(Some).collect(),
+    };
     let seen = match &input {
         Some(q) => Cow::Owned(seen_by(&sample.x, q)),
         None => Cow::Borrowed(&sample.x),
@@ -116,19 +125,24 @@ fn channel_energy(inputs: &TapInputs) -> Result<Vec<f32>, QuantizeError> {
             energy.iter_mut().zip(row).for_each(|(e, &x)| *e += weight * f64::from(x) * f64::from(x));
         }
     }
-    // Only ratios count, and a mean of one keeps them far from the ends of f32.
-    let mean = (energy.iter().sum::<f64>() / energy.len().max(1) as f64).max(f64::MIN_POSITIVE);
-    Ok(energy.into_iter().map(|e| (e / mean) as f32).collect())
+    Ok(of_mean_one(&energy))
 }
 
-/// Quantizes a weight of `cols` columns; `largest` is the largest magnitude of all layers that share the input.
+/// Weights of errors, of which only ratios count; a mean of one keeps them far from the ends of f32.
+pub(super) fn of_mean_one(energy: &[f64]) -> Vec<f32> {
+    let mean = (energy.iter().sum::<f64>() / energy.len().max(1) as f64).max(f64::MIN_POSITIVE);
+    energy.iter().map(|e| (e / mean) as f32).collect()
+}
+
+/// Quantizes a weight of `cols` columns by rounding to nearest; `largest` is the largest magnitude of all layers that share
+/// the input.
 fn quantize(
     name: &str,
     weight: &[f32],
     cols: usize,
     scheme: Scheme,
     largest: f32,
-    scales: Scales,
+    rule: Scales,
     energy: &[f32],
 ) -> Result<QuantizedMatrix, QuantizeError> {
     let rows = weight.len() / cols.max(1);
@@ -136,10 +150,33 @@ fn quantize(
         return Ok(QuantizedMatrix::quantize_max(name, weight, rows, cols, scheme)?);
     }
     scheme.check_shape(name, rows, cols)?;
-    let blocks = Blocks::new(scheme, largest, scales)?;
+    let blocks = Blocks::new(scheme, largest, rule)?;
     let coded = blocks.encode(Values::F32(weight), cols, energy);
-    let values = coded.scales.iter().map(|&b| scheme.scale.from_byte(b).unwrap_or(0.0)).collect();
-    Ok(QuantizedMatrix::from_parts(name, scheme, rows, cols, coded.codes, values, blocks.tensor_scale)?)
+    let scales = values_of(scheme, &coded.scales);
+    Ok(QuantizedMatrix::from_parts(name, scheme, rows, cols, coded.codes, scales, blocks.tensor_scale)?)
+}
+
+/// The scales that the same arguments give a weight that is not rounded to nearest, and the tensor scale.
+pub(super) fn scales(
+    name: &str,
+    weight: &[f32],
+    cols: usize,
+    scheme: Scheme,
+    largest: f32,
+    rule: Scales,
+    energy: &[f32],
+) -> Result<(Vec<f32>, f32), QuantizeError> {
+    if scheme.scale == ScaleFormat::F32 {
+        return Ok(scheme.max_scales(name, weight, weight.len() / cols.max(1), cols)?);
+    }
+    let blocks = Blocks::new(scheme, largest, rule)?;
+    let coded = blocks.encode(Values::F32(weight), cols, energy);
+    Ok((values_of(scheme, &coded.scales), blocks.tensor_scale))
+}
+
+/// The numbers that scale bytes stand for.
+fn values_of(scheme: Scheme, bytes: &[u8]) -> Vec<f32> {
+    bytes.iter().map(|&b| scheme.scale.from_byte(b).unwrap_or(0.0)).collect()
 }
 
 /// Numbers as a checkpoint stores them.
