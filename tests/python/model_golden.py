@@ -5,18 +5,26 @@
     python tests/python/model_golden.py --check    # regenerates elsewhere and compares within 1e-5; exit 1 on a difference
     python tests/python/model_golden.py llama qwen3 SmolLM2    # only these
 
-Three kinds of output:
+Kinds of output:
 
 CASE/  a tiny random checkpoint (config.json, model.safetensors, as save_pretrained writes them, apart from what EDITS
        changes) and golden.safetensors, computed from the folder as transformers reads it back:
        input_ids I64 [2, 48]; logits F32 [2, 48, 96]; hidden_0 .. hidden_n F32 [48, 32], of the first sequence alone:
        the embedding, the output of each layer but the last, and the last layer's output after the final norm.
+       Encoders have padded batches under an attention mask, of which the unpadded positions are written one after the
+       other: lengths I64 [2]; input_ids and token_type_ids I64 [33], or pixel_values F32 [2, channels, height, width];
+       hidden_0 .. hidden_n F32 [rows, 32], the embedding and the output of each layer; logits F32, a row a position or a
+       row an input, or for a bare encoder the last hidden states.
 stories260K.safetensors  input_ids I64 [1, 64], logits F32 [1, 64, 512], text_ids I64 (the text's first 2,000 characters).
 SmolLM2.safetensors      input_ids I64 [1, 128]; positions I64 [7]; vocab_ids I64 (every 61st); logits F32 at those positions
        and ids; top5_ids I64 and top5_logits F32 [7, 5]; nll F32 [1], the mean of the 127 next-token losses in nats;
        text_ids I64 (the text's first 5,000 characters).
+MiniLM-L6-sst2.safetensors   the first 8 sentences of sst2.jsonl in one padded batch: lengths I64 [8], input_ids and
+       token_type_ids I64 [rows], first F32 [8, 384] (the last hidden state of each first token), logits F32 [8, 2].
+ViT-S14-cifar10.safetensors  two images whose value i is ((7919 i + 104729 n) mod 1009) / 252.25 - 2 for image n: first
+       F32 [2, 384] (the last block's output in the first row), logits F32 [2, 10].
 
-The last two read models and texts from the folder in HALFBYTE_ASSETS (by default ../shared beside the repository).
+The last four read models and texts from the folder in HALFBYTE_ASSETS (by default ../shared beside the repository).
 Texts are tokenized exactly as stored, CR LF included, and without special tokens. All is computed in float32, with eager
 attention, from the stored weights. Weights are random enough (linears N(0, 0.3), norms about 1) that attention is far
 from uniform, so a wrong mask, rotary form or head order moves the logits by far more than rounding does (up to 2.3e-6 of
@@ -76,6 +84,33 @@ CASES = {
 }
 
 
+BERT = dict(vocab_size=96, hidden_size=32, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4,
+            max_position_embeddings=40, layer_norm_eps=1e-3, num_labels=3)
+DISTILBERT = dict(vocab_size=96, dim=32, hidden_dim=40, n_layers=2, n_heads=4, max_position_embeddings=40, num_labels=3)
+VIT = dict(hidden_size=32, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4, image_size=16, patch_size=4,
+           layer_norm_eps=1e-3, num_labels=5)
+DINO = {k: v for k, v in VIT.items() if k != "intermediate_size"} | dict(mlp_ratio=2)
+ROBERTA = BERT | dict(type_vocab_size=1)
+LENGTHS = (20, 13)
+
+# name: (model class, settings, stored dtype)
+ENCODERS = {
+    "bert": ("BertForSequenceClassification", BERT, "float16"),
+    "bert_masked_lm": ("BertForMaskedLM", BERT | dict(hidden_act="gelu_new"), "bfloat16"),
+    "bert_encoder": ("BertModel", BERT, "bfloat16"),
+    "roberta": ("RobertaForSequenceClassification", ROBERTA, "bfloat16"),
+    "roberta_masked_lm": ("RobertaForMaskedLM", ROBERTA | dict(hidden_act="relu", pad_token_id=3), "bfloat16"),
+    "distilbert": ("DistilBertForSequenceClassification", DISTILBERT, "bfloat16"),
+    "distilbert_masked_lm": ("DistilBertForMaskedLM", DISTILBERT, "bfloat16"),
+    "vit": ("ViTForImageClassification", VIT, "float16"),
+    "vit_encoder": ("ViTModel", VIT | dict(image_size=[16, 24], patch_size=[4, 8], qkv_bias=False), "bfloat16"),
+    "deit": ("DeiTForImageClassification", VIT, "bfloat16"),
+    "dinov2": ("Dinov2ForImageClassification", DINO, "bfloat16"),
+    "dinov2_gated": ("Dinov2ForImageClassification", DINO | dict(use_swiglu_ffn=True), "bfloat16"),
+    "dinov2_registers": ("Dinov2WithRegistersForImageClassification", DINO | dict(num_register_tokens=3), "bfloat16"),
+}
+
+
 def old_layout(config):
     """The same configuration as transformers 4 wrote it before RoPE became one dictionary."""
     rope = config.pop("rope_parameters")
@@ -99,7 +134,8 @@ def randomize(model):
     """Fills every parameter from the seed, in the order of their names."""
     rng = np.random.default_rng(SEED)
     for name, p in sorted(model.named_parameters()):
-        mean, std = (1.0, 0.2) if "norm" in name else (0.0, 1.0 if "embed" in name else 0.3)
+        factor = ("norm" in name.lower() and not name.endswith("bias")) or "lambda" in name
+        mean, std = (1.0, 0.2) if factor else (0.0, 1.0 if "embed" in name else 0.3)
         p.data = torch.from_numpy(rng.normal(mean, std, tuple(p.shape)).astype(np.float32))
 
 
@@ -127,6 +163,37 @@ def write_case(name, out):
     save(tensors | {"input_ids": ids, "logits": result.logits}, out / name / "golden.safetensors")
 
 
+def write_encoder(name, out):
+    """One tiny encoder with its golden outputs for a padded batch."""
+    kind, settings, dtype = ENCODERS[name]
+    kind = getattr(transformers, kind)
+    model = kind(kind.config_class(**copy.deepcopy(settings)))
+    randomize(model)
+    model.to(getattr(torch, dtype)).save_pretrained(out / name)
+    model = kind.from_pretrained(out / name, dtype=torch.float32, attn_implementation="eager").eval()
+
+    rng = np.random.default_rng(SEED)
+    if model.main_input_name == "pixel_values":
+        config = model.config
+        size = config.image_size if isinstance(config.image_size, list) else [config.image_size] * 2
+        pixels = torch.from_numpy(rng.normal(0, 1, (2, config.num_channels, *size)).astype(np.float32))
+        tensors, inputs, seen = {"pixel_values": pixels}, {"pixel_values": pixels}, slice(None)
+    else:
+        mask = torch.tensor([[int(i < n) for i in range(max(LENGTHS))] for n in LENGTHS])
+        ids = torch.from_numpy(rng.integers(5, settings["vocab_size"], mask.shape))
+        types = torch.from_numpy(rng.integers(0, getattr(model.config, "type_vocab_size", 1), mask.shape))
+        seen = mask.bool()
+        inputs = {"input_ids": torch.where(seen, ids, model.config.pad_token_id), "attention_mask": mask}
+        tensors = {"input_ids": ids[seen], "token_type_ids": types[seen], "lengths": torch.tensor(LENGTHS)}
+        if hasattr(model.config, "type_vocab_size"):
+            inputs["token_type_ids"] = types
+    result = model(**inputs, output_hidden_states=True)
+    tensors |= {f"hidden_{i}": h[seen].flatten(0, -2) for i, h in enumerate(result.hidden_states)}
+    logits = result.logits if "logits" in result else result.last_hidden_state
+    tensors["logits"] = logits if logits.dim() == 2 else logits[seen].flatten(0, -2)
+    save(tensors, out / name / "golden.safetensors")
+
+
 def stories(out):
     """The LLaMA of 260,032 parameters, on the start of TinyStories."""
     folder = ASSETS / "models/stories260K"
@@ -150,6 +217,33 @@ def smollm2(out):
     save({"input_ids": ids, "positions": positions, "vocab_ids": vocab_ids, "logits": logits[positions][:, vocab_ids],
           "top5_ids": top.indices, "top5_logits": top.values, "nll": nll.float().reshape(1),
           "text_ids": torch.tensor(text_ids)}, out / "SmolLM2.safetensors")
+
+
+def minilm(out):
+    """The sentiment classifier, on sentences of different lengths."""
+    folder = ASSETS / "models/MiniLM-L6-sst2"
+    with open(ASSETS / "data/tasks/sst2.jsonl", encoding="utf-8") as f:
+        sentences = [json.loads(line)["sentence"] for line, _ in zip(f, range(8))]
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    rows = [tokenizer.encode(s).ids for s in sentences]
+    lengths = [len(r) for r in rows]
+    ids = torch.tensor([r + [0] * (max(lengths) - len(r)) for r in rows])
+    mask = torch.tensor([[1] * n + [0] * (max(lengths) - n) for n in lengths])
+    model = transformers.BertForSequenceClassification.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    result = model.eval()(input_ids=ids, attention_mask=mask, output_hidden_states=True)
+    ids = ids[mask.bool()]
+    save({"lengths": torch.tensor(lengths), "input_ids": ids, "token_type_ids": torch.zeros_like(ids),
+          "first": result.hidden_states[-1][:, 0], "logits": result.logits}, out / "MiniLM-L6-sst2.safetensors")
+
+
+def vit(out):
+    """The image classifier, on two patterns."""
+    folder = ASSETS / "models/ViT-S14-cifar10"
+    model = transformers.ViTForImageClassification.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    i = np.arange(3 * 112 * 112)
+    pixels = np.stack([((7919 * i + 104729 * n) % 1009).astype(np.float32) / np.float32(252.25) - 2 for n in range(2)])
+    result = model.eval()(torch.from_numpy(pixels).reshape(2, 3, 112, 112), output_hidden_states=True)
+    save({"first": result.hidden_states[-1][:, 0], "logits": result.logits}, out / "ViT-S14-cifar10.safetensors")
 
 
 def tokenize(folder, file, characters):
@@ -199,7 +293,8 @@ def main():
     parser.add_argument("--check", action="store_true", help="compare with the committed files instead of writing them")
     args = parser.parse_args()
     writers = {name: (lambda out, name=name: write_case(name, out)) for name in CASES}
-    writers |= {"stories260K": stories, "SmolLM2": smollm2}
+    writers |= {name: (lambda out, name=name: write_encoder(name, out)) for name in ENCODERS}
+    writers |= {"stories260K": stories, "SmolLM2": smollm2, "MiniLM-L6-sst2": minilm, "ViT-S14-cifar10": vit}
     if unknown := set(args.names) - writers.keys():
         parser.error(f"no case {sorted(unknown)}; there are {sorted(writers)}")
     transformers.utils.logging.disable_progress_bar()

@@ -81,7 +81,7 @@ impl Manifest {
     }
 
     /// Checks that the tensors of layer `name`, a `[rows, cols]` weight, are there with the right shapes and types.
-    /// `false` if the layer is not quantized.
+    /// `false` if the weight is left alone: then its own tensor is still to be checked.
     ///
     /// # Errors
     /// As [`Checkpoint::require`], and for a scheme that cannot be read.
@@ -93,7 +93,10 @@ impl Manifest {
         cols: usize,
     ) -> Result<bool, CheckpointError> {
         match self.layers.get(name) {
-            Some(layer) => self.layout.check(layer, checkpoint, name, rows, cols).map(|()| true),
+            Some(layer) => {
+                self.layout.check(layer, checkpoint, name, rows, cols)?;
+                Ok(layer.weight.is_some())
+            }
             None => Ok(false),
         }
     }
@@ -252,9 +255,6 @@ impl LayerScheme {
         rows: usize,
         cols: usize,
     ) -> Result<(), CheckpointError> {
-        if self.weight.is_none() {
-            checkpoint.require(&format!("{name}.weight"), &[rows, cols])?;
-        }
         for spec in self.tensors(name, rows, cols) {
             with_dtype(checkpoint.require(&spec.name, &spec.shape)?, &[spec.dtype])?;
         }

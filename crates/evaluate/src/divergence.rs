@@ -62,9 +62,11 @@ pub fn divergence(
     cache: Option<&Cache>,
     progress: &mut dyn Progress,
 ) -> Result<Divergences, EvaluateError> {
-    let vocabulary = reference.architecture.vocabulary;
+    let vocabulary = reference.architecture.vocabulary();
+    EvaluateError::require_language_model(reference)?;
     for model in models {
-        let other = model.architecture.vocabulary;
+        EvaluateError::require_language_model(model)?;
+        let other = model.architecture.vocabulary();
         if other != vocabulary {
             return Err(EvaluateError::Mismatch(format!(
                 "{} has {other} tokens in its vocabulary and the reference {} has {vocabulary}: their distributions cannot be compared",
@@ -185,18 +187,14 @@ mod tests {
     use super::*;
     use crate::perplexity;
     use crate::test_model::{copy_with_noise, model, tokens};
+    use halfbyte_model::Input;
     use halfbyte_tensor::Matrix;
 
     const OPTIONS: PerplexityOptions =
         PerplexityOptions { window: 50, stride: Some(30), windows: Some(5), skip_tokens: 0 };
 
     fn all_logits(model: &Model, window: &[u32]) -> Matrix {
-        let rotary = model.architecture.rope.tables(window.len());
-        let mut state = model.embedding().unwrap().embed(window).unwrap();
-        for layer in 0..model.architecture.blocks.len() {
-            state = model.block(layer).unwrap().forward(state, &rotary);
-        }
-        model.head().unwrap().logits(&state)
+        model.trace(&[Input::Tokens(window.to_vec())]).unwrap().2
     }
 
     #[test]

@@ -1,5 +1,5 @@
 use halfbyte_data::DataError;
-use halfbyte_model::ModelError;
+use halfbyte_model::{Model, ModelError, Task};
 
 /// What can go wrong while evaluating.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +44,12 @@ pub enum EvaluateError {
         /// What is wrong, and what would be right.
         message: String,
     },
+    /// The model is not made for this.
+    #[error("{0}")]
+    Unfit(String),
+    /// An input does not fit the model.
+    #[error("{0}")]
+    Input(String),
     /// Two models cannot be compared.
     #[error("{0}")]
     Mismatch(String),
@@ -53,4 +59,23 @@ pub enum EvaluateError {
     /// The user asked to stop.
     #[error("stopped; before the end")]
     Stopped,
+}
+
+impl EvaluateError {
+    /// [`EvaluateError::Unfit`] for this model, with what would be needed.
+    pub(crate) fn unfit(model: &Model, needed: &str) -> Self {
+        let (dir, a) = (model.checkpoint.dir().display(), &model.architecture);
+        Self::Unfit(format!("{dir} is a {} model for {}; {needed}", a.family, a.head.task.name()))
+    }
+
+    /// Refuses models that do not predict the next token.
+    pub(crate) fn require_language_model(model: &Model) -> Result<(), Self> {
+        match model.architecture.head.task {
+            Task::LanguageModel => Ok(()),
+            _ => Err(Self::unfit(
+                model,
+                "perplexity, divergence and tasks need one that predicts the next token",
+            )),
+        }
+    }
 }

@@ -2,6 +2,7 @@
 //! the differences mean anything.
 
 mod cache;
+mod classes;
 mod compare;
 mod divergence;
 mod error;
@@ -16,6 +17,7 @@ mod test_model;
 mod text;
 
 pub use cache::{Cache, Fingerprint};
+pub use classes::class_logits;
 pub use compare::{ComparedModel, ComparedTask, Comparison, LayerError};
 pub use divergence::{Divergence, Divergences, divergence};
 pub use error::EvaluateError;

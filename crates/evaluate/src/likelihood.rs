@@ -57,6 +57,16 @@ impl Sizes {
         Self { batch, pack: 2048, logits: 64 << 20 }
     }
 
+    /// Rows between two readings of the weights.
+    pub(crate) fn batch(&self) -> usize {
+        self.batch
+    }
+
+    /// Rows of a matrix.
+    pub(crate) fn pack(&self) -> usize {
+        self.pack
+    }
+
     #[cfg(test)]
     pub(crate) fn new(batch: usize, pack: usize, logits: usize) -> Self {
         Self { batch, pack, logits }
@@ -183,15 +193,15 @@ pub(crate) fn pack(items: &[&Item], sizes: Sizes) -> Vec<Pack> {
 pub(crate) fn states(model: &Model, packs: &[Pack], meter: &mut Meter) -> Result<Vec<Matrix>, EvaluateError> {
     let a = &model.architecture;
     let longest = packs.iter().flat_map(|p| p.layout.positions()).max().map_or(0, |p| p + 1);
-    let rotary = a.rope.tables(longest);
+    let rotary = a.rotary(longest);
     let mut hidden = {
-        let embedding = model.embedding()?;
-        packs.iter().map(|p| embedding.embed(&p.tokens)).collect::<Result<Vec<_>, _>>()?
+        let stem = model.stem()?;
+        packs.iter().map(|p| stem.embed_tokens(&p.tokens, &p.layout)).collect::<Result<Vec<_>, _>>()?
     };
     for layer in 0..a.blocks.len() {
         let block = model.block(layer)?;
         for (state, pack) in hidden.iter_mut().zip(packs) {
-            *state = block.forward_packed(std::mem::take(state), &rotary, &pack.layout);
+            *state = block.forward(std::mem::take(state), &rotary, &pack.layout);
             meter.add(pack.tokens.len() as u64)?;
         }
     }
@@ -211,7 +221,7 @@ pub(crate) fn logits<T: Send>(
     f: impl Fn(usize, &[&[f32]]) -> T + Sync,
 ) -> Vec<T> {
     let rows = states.first().map_or(0, |s| s.rows);
-    let bytes: usize = heads.iter().map(|h| 4 * h.linear.site.outputs).sum();
+    let bytes: usize = heads.iter().filter_map(|h| h.spec.output()).map(|s| 4 * s.outputs).sum();
     let chunk = (sizes.logits / bytes.max(1)).max(1);
     let mut out = Vec::with_capacity(rows);
     for from in (0..rows).step_by(chunk) {
@@ -282,6 +292,7 @@ pub(crate) fn most_probable(x: &[f32]) -> usize {
 mod tests {
     use super::*;
     use crate::test_model::{model, numbers};
+    use halfbyte_model::Input;
 
     /// Items of several requests with common beginnings, some of which are the whole of another.
     fn items() -> Vec<Item> {
@@ -325,17 +336,11 @@ mod tests {
     fn sharing_gives_the_bits_of_plain_sequences() {
         let (model, items) = (model(), items());
         let packed = run(&model, &items, Sizes::of(&model));
-        let head = model.head().unwrap();
         for (item, got) in items.iter().zip(packed) {
             for (request, got) in item.iter().zip(got) {
                 // The plain way: all tokens, one sequence, all logits.
                 let n = request.tokens.len();
-                let rotary = model.architecture.rope.tables(n);
-                let mut state = model.embedding().unwrap().embed(&request.tokens).unwrap();
-                for layer in 0..model.architecture.blocks.len() {
-                    state = model.block(layer).unwrap().forward(state, &rotary);
-                }
-                let logits = head.logits(&state);
+                let logits = model.trace(&[Input::Tokens(request.tokens.clone())]).unwrap().2;
                 let (mut sum, mut greedy) = (0.0, true);
                 for t in n - request.scored..n {
                     let row = logits.row(t - 1);

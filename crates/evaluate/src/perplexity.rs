@@ -102,6 +102,7 @@ pub fn perplexity(
     cache: Option<&Cache>,
     progress: &mut dyn Progress,
 ) -> Result<Perplexity, EvaluateError> {
+    EvaluateError::require_language_model(model)?;
     let windows = windows(tokens, &options)?;
     let mut book: Book<f64> = match cache {
         Some(cache) => cache.book(&[&Fingerprint::of(model)?], "perplexity"),
@@ -134,15 +135,11 @@ pub fn perplexity(
 mod tests {
     use super::*;
     use crate::test_model::{model, tokens};
+    use halfbyte_model::Input;
     use halfbyte_tensor::log_sum_exp;
 
     fn plain(model: &Model, window: &[u32], scored: usize) -> f64 {
-        let rotary = model.architecture.rope.tables(window.len());
-        let mut state = model.embedding().unwrap().embed(window).unwrap();
-        for layer in 0..model.architecture.blocks.len() {
-            state = model.block(layer).unwrap().forward(state, &rotary);
-        }
-        let logits = model.head().unwrap().logits(&state);
+        let logits = model.trace(&[Input::Tokens(window.to_vec())]).unwrap().2;
         let nll =
             |t: usize| log_sum_exp(logits.row(t - 1)) - f64::from(logits.row(t - 1)[window[t] as usize]);
         (window.len() - scored..window.len()).map(nll).sum()

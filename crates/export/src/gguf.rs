@@ -15,14 +15,20 @@ use std::path::Path;
 
 /// Checks that llama.cpp computes this architecture as we do.
 pub(crate) fn check(a: &Architecture) -> Result<(), String> {
+    if !FAMILIES.contains(&a.family.as_str()) {
+        return Err(format!("the family {} is not written as GGUF, only {}", a.family, FAMILIES.join(", ")));
+    }
     if a.blocks.iter().any(|b| b.attention.window.is_some_and(|w| w < a.context)) {
         return Err("llama.cpp ignores the sliding window of this family".into());
     }
-    if a.rope.amplitude != 1.0 {
+    if a.ropes.iter().any(|r| r.amplitude != 1.0) {
         return Err("its rotary embedding scales amplitudes (YaRN), which is not written yet".into());
     }
     Ok(())
 }
+
+/// The families whose tensors we name for llama.cpp.
+const FAMILIES: [&str; 4] = ["llama", "mistral", "qwen2", "qwen3"];
 
 /// How llama.cpp calls the family: Mistral is a llama there.
 fn family(a: &Architecture) -> &str {
@@ -297,10 +303,11 @@ fn theta(config: &Value) -> f64 {
 
 /// What llama.cpp divides the plain frequencies by; `None` where they are the plain ones.
 fn rope_factors(a: &Architecture, config: &Value) -> Result<Option<Vec<f32>>, String> {
-    let (theta, n) = (theta(config), a.rope.frequencies.len());
+    let Some(rope) = a.ropes.first() else { return Ok(None) };
+    let (theta, n) = (theta(config), rope.frequencies.len());
     let plain = (0..n).map(|i| 1.0 / theta.powf(2.0 * i as f64 / (2 * n) as f64));
     let factors: Vec<f32> =
-        plain.zip(&a.rope.frequencies).map(|(plain, &f)| (plain / f64::from(f)) as f32).collect();
+        plain.zip(&rope.frequencies).map(|(plain, &f)| (plain / f64::from(f)) as f32).collect();
     if factors.iter().all(|f| (f - 1.0).abs() < 1e-5) {
         return Ok(None);
     }
@@ -337,11 +344,11 @@ fn metadata(model: &Model, file_type: u32) -> Result<Vec<(String, GgufValue)>, S
     of_arch("attention.head_count_kv", size(shape.kv_heads));
     of_arch("attention.key_length", size(shape.head_dim));
     of_arch("attention.value_length", size(shape.head_dim));
-    of_arch("attention.layer_norm_rms_epsilon", F32(a.final_norm.eps));
+    of_arch("attention.layer_norm_rms_epsilon", F32(a.head.norm.as_ref().map_or(0.0, |n| n.eps)));
     of_arch("rope.freq_base", F32(theta(config) as f32));
     of_arch("rope.dimension_count", size(shape.head_dim));
-    of_arch("vocab_size", size(a.vocabulary));
-    values.extend(tokenizer::values(model.checkpoint.dir(), config, a.vocabulary)?);
+    of_arch("vocab_size", size(a.vocabulary()));
+    values.extend(tokenizer::values(model.checkpoint.dir(), config, a.vocabulary())?);
     Ok(values)
 }
 

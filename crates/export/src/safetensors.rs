@@ -114,7 +114,7 @@ fn without_quantization(config: &serde_json::Map<String, Value>) -> serde_json::
 
 /// A layer that is known to be quantized.
 pub(crate) fn layer(model: &Model, site: &Site) -> Result<StoredLayer, ExportError> {
-    let stored = model.stored_layer(&site.name, site.outputs, site.inputs)?;
+    let stored = model.stored_layer(site)?;
     Ok(stored.unwrap_or(StoredLayer { weight: None, input: None }))
 }
 

@@ -4,7 +4,7 @@ use crate::ExportError;
 use halfbyte_checkpoint::gguf::GgufType;
 use halfbyte_checkpoint::{LayerScheme, Layout};
 use halfbyte_formats::Scheme;
-use halfbyte_model::{Architecture, Model, Site};
+use halfbyte_model::{Architecture, Model, Part, Site, Stored};
 use std::fmt;
 use std::str::FromStr;
 
@@ -159,16 +159,18 @@ pub fn check(
     target: Target,
 ) -> Result<Plan, ExportError> {
     let cannot = |message: String| Err(ExportError::Cannot { target, message });
-    let embedding = architecture.embedding.trim_end_matches(".weight");
-    for (name, keep) in [(embedding, "embedding"), (&architecture.head.name, "lm_head")] {
-        if scheme_of(name).is_some() {
+    let head = || architecture.head.layers.iter().map(|l| &l.site);
+    for site in [architecture.embedding()].into_iter().chain(head()) {
+        if scheme_of(&site.name).is_some() {
+            let keep = if site.part == Part::Embedding { "embedding" } else { "lm_head" };
             return cannot(format!(
-                "{name} is quantized; quantize with --keep lm_head and --embedding-bits 16 (leave out {keep})"
+                "{} is quantized; quantize with --keep lm_head and --embedding-bits 16 (leave out {keep})",
+                site.name
             ));
         }
     }
     let mut layers: Vec<(Site, LayerScheme)> = Vec::new();
-    let mut ignore = vec![architecture.head.name.clone()];
+    let mut ignore: Vec<String> = head().map(|s| s.name.clone()).collect();
     for tap in architecture.blocks.iter().flat_map(|b| &b.taps) {
         let quantized = tap.sites.iter().filter(|s| scheme_of(&s.name).is_some()).count();
         if quantized != 0 && quantized != tap.sites.len() {
@@ -209,6 +211,9 @@ pub fn check(
 
 fn check_layer(target: Target, site: &Site, scheme: &LayerScheme) -> Result<(), String> {
     let weight = scheme.weight.ok_or("only its input is quantized")?;
+    if site.stored != Stored::Rows {
+        return Err("engines expect it stored the other way round, as inputs by outputs".into());
+    }
     let (fits, recipes) = target.takes(weight);
     if !fits {
         return Err(format!("its weight is stored as {weight}; quantize with {recipes}"));

@@ -2,7 +2,7 @@
 
 use crate::cli::{GridChoice, RecipeArgs};
 use crate::fail::Failure;
-use halfbyte_model::Architecture;
+use halfbyte_model::{Architecture, Task};
 use halfbyte_quantize::search::Grid;
 use halfbyte_quantize::{Recipe, load_recipe};
 
@@ -31,8 +31,15 @@ pub(crate) fn chosen(args: &RecipeArgs, architecture: &Architecture) -> anyhow::
     if let Some(inputs) = args.calibrate {
         recipe.calibration = inputs.into();
     }
-    if let Some(coverage) = args.coverage {
-        recipe.coverage = coverage;
+    // Only a language model reads any sequence of tokens as a text.
+    let language_model = architecture.head.task == Task::LanguageModel;
+    match args.coverage {
+        Some(coverage) if coverage > 0.0 && !language_model => {
+            return Err(Failure::new("--coverage draws tokens for language models, and this is none").into());
+        }
+        Some(coverage) => recipe.coverage = coverage,
+        None if !language_model => recipe.coverage = 0.0,
+        None => {}
     }
     if let Some(scales) = args.scales {
         recipe.scales = scales.into();
@@ -53,11 +60,8 @@ pub(crate) fn chosen(args: &RecipeArgs, architecture: &Architecture) -> anyhow::
 /// A misspelt layer would be quantized silently.
 fn check_keep(wanted: &str, architecture: &Architecture) -> anyhow::Result<()> {
     let only = Recipe { keep: vec![wanted.into()], ..Recipe::default() };
-    let sites =
-        architecture.blocks.iter().flat_map(|b| &b.taps).flat_map(|t| &t.sites).chain([&architecture.head]);
-    let embedding = architecture.embedding.trim_end_matches(".weight");
-    let matches =
-        !wanted.is_empty() && (only.keeps(embedding) || sites.into_iter().any(|s| only.keeps(&s.name)));
+    let mut sites = architecture.sites().chain([architecture.embedding()]);
+    let matches = !wanted.is_empty() && sites.any(|s| only.keeps(s));
     if matches {
         return Ok(());
     }
@@ -65,7 +69,7 @@ fn check_keep(wanted: &str, architecture: &Architecture) -> anyhow::Result<()> {
     Err(Failure::new(format!("--keep {wanted:?} matches no layer of this model"))
         .hint(format!(
             "layers have names such as {first} and {}; a part of a name will do",
-            architecture.head.name
+            architecture.head.output().map_or("embedding", |s| &s.name)
         ))
         .into())
 }

@@ -1,8 +1,10 @@
 //! The generic block: whatever lies between the taps that an architecture lists.
 
-use crate::architectures::{BlockSpec, NormSpec, TapKind};
+use crate::RotaryTables;
 use crate::linear::Linear;
-use halfbyte_tensor::{Layout, Matrix, Rotary, add_assign, attention, rms_norm, silu};
+use crate::norm::Norm;
+use crate::spec::{BlockSpec, Mlp, Projections, TapKind};
+use halfbyte_tensor::{Layout, Matrix, add_assign, attention, scale_columns};
 
 /// One block with its weights.
 #[derive(Debug)]
@@ -11,18 +13,44 @@ pub struct Block {
     pub spec: BlockSpec,
     /// The linear layers of every tap, in the spec's order.
     pub linears: Vec<Vec<Linear>>,
-    /// Weights of the norms: attention, MLP, and those on query and key heads.
-    pub(crate) norms: Norms,
+    pub(crate) attention: Around,
+    pub(crate) mlp: Around,
+    /// Norms on query and key heads.
+    pub(crate) query_key: Option<(Norm, Norm)>,
 }
 
+/// Norms and scale around attention or the MLP, see [`crate::Sublayer`].
 #[derive(Debug)]
-pub(crate) struct Norms {
-    pub(crate) attention: Vec<f32>,
-    pub(crate) mlp: Vec<f32>,
-    pub(crate) query_key: Option<(Vec<f32>, Vec<f32>)>,
+pub(crate) struct Around {
+    pub(crate) before: Option<Norm>,
+    pub(crate) after: Option<Norm>,
+    pub(crate) scale: Option<Vec<f32>>,
+    pub(crate) post: Option<Norm>,
 }
 
-/// What a sequence carries from tap to tap besides the activations there: the residual stream, `[tokens, hidden]`.
+impl Around {
+    fn enter(&self, hidden: &Matrix) -> Matrix {
+        self.before.as_ref().map_or_else(|| hidden.clone(), |n| n.apply(hidden))
+    }
+
+    /// The residual stream `hidden` after `y` has been added.
+    fn leave(&self, mut hidden: Matrix, mut y: Matrix) -> Matrix {
+        if let Some(norm) = &self.after {
+            y = norm.apply(&y);
+        }
+        if let Some(scale) = &self.scale {
+            scale_columns(&mut y.data, scale);
+        }
+        add_assign(&mut hidden.data, &y.data);
+        match &self.post {
+            Some(norm) => norm.apply(&hidden),
+            None => hidden,
+        }
+    }
+}
+
+/// What a sequence carries from tap to tap besides the activations there, one row a token: the residual stream and, in a
+/// parallel block, the MLP's input beside it until it is used (see [`BlockSpec::carried`]).
 #[derive(Clone, Debug)]
 pub struct Carry(pub Matrix);
 
@@ -38,86 +66,132 @@ pub enum Step {
 impl Block {
     /// The activations at the first tap, for the block's input `[tokens, hidden]`.
     pub fn enter(&self, hidden: Matrix) -> (Carry, Matrix) {
-        let x = normed(&hidden, &self.norms.attention, &self.spec.attention_norm);
-        (Carry(hidden), x)
+        let x = self.attention.enter(&hidden);
+        let carry = if self.spec.parallel { beside(&hidden, &self.mlp.enter(&hidden)) } else { hidden };
+        (Carry(carry), x)
     }
 
-    /// Goes from tap `tap`, with activations `x` of one sequence, to the next one, through the `linears` of this tap (the
-    /// block's own, or ones that stand in for them).
-    pub fn advance(&self, tap: usize, carry: Carry, x: &Matrix, linears: &[Linear], rotary: &Rotary) -> Step {
-        self.advance_packed(tap, carry, x, linears, rotary, &Layout::sequence(x.rows))
-    }
-
-    /// As [`advance`](Self::advance) for rows that form the sequences of `layout`.
-    pub fn advance_packed(
+    /// Goes from tap `tap`, with activations `x` of the sequences of `layout`, to the next one, through the `linears` of
+    /// this tap (the block's own, or ones that stand in for them).
+    pub fn advance(
         &self,
         tap: usize,
         carry: Carry,
         x: &Matrix,
         linears: &[Linear],
-        rotary: &Rotary,
+        rotary: &RotaryTables,
         layout: &Layout,
     ) -> Step {
-        let Carry(mut hidden) = carry;
+        let Carry(carry) = carry;
         match self.spec.taps[tap].kind {
             TapKind::AttentionInput => {
                 let shape = &self.spec.attention;
-                let (mut q, mut k, v) = (linears[0].forward(x), linears[1].forward(x), linears[2].forward(x));
-                if let (Some((qw, kw)), Some((qs, ks))) = (&self.norms.query_key, &self.spec.query_key_norm) {
-                    q.data = normed_heads(&q, qw, qs);
-                    k.data = normed_heads(&k, kw, ks);
+                let [mut q, mut k, v] = self.project(x, linears);
+                if let Some((queries, keys)) = &self.query_key {
+                    (q, k) = (queries.apply(&q), keys.apply(&k));
                 }
-                rotary.apply(&mut q.data, shape.heads, shape.head_dim, layout.positions());
-                rotary.apply(&mut k.data, shape.kv_heads, shape.head_dim, layout.positions());
-                Step::Tap(Carry(hidden), attention(shape, layout, &q, &k, &v))
+                if let Some(rotary) = self.spec.rope.and_then(|r| rotary.0.get(r)) {
+                    rotary.apply(&mut q.data, shape.heads, shape.head_dim, layout.positions());
+                    rotary.apply(&mut k.data, shape.kv_heads, shape.head_dim, layout.positions());
+                }
+                Step::Tap(Carry(carry), attention(shape, layout, &q, &k, &v))
             }
             TapKind::AttentionOutput => {
-                add_assign(&mut hidden.data, &linears[0].forward(x).data);
-                let x = normed(&hidden, &self.norms.mlp, &self.spec.mlp_norm);
+                let y = linears[0].forward(x);
+                if self.spec.parallel {
+                    let (hidden, x) = apart(&carry);
+                    return Step::Tap(Carry(self.attention.leave(hidden, y)), x);
+                }
+                let hidden = self.attention.leave(carry, y);
+                let x = self.mlp.enter(&hidden);
                 Step::Tap(Carry(hidden), x)
             }
             TapKind::MlpInput => {
-                let (mut gate, up) = (linears[0].forward(x), linears[1].forward(x));
-                silu(&mut gate.data);
-                gate.data.iter_mut().zip(&up.data).for_each(|(g, u)| *g *= u);
-                Step::Tap(Carry(hidden), gate)
+                let mut first = linears[0].forward(x);
+                let up = match self.spec.mlp {
+                    Mlp::Plain => None,
+                    Mlp::Gated => Some(linears[1].forward(x)),
+                    Mlp::GatedStacked => {
+                        let (gate, up) = apart(&first);
+                        first = gate;
+                        Some(up)
+                    }
+                };
+                self.spec.activation.apply(&mut first);
+                if let Some(up) = up {
+                    first.data.iter_mut().zip(&up.data).for_each(|(g, u)| *g *= u);
+                }
+                Step::Tap(Carry(carry), first)
             }
-            TapKind::MlpInner | TapKind::Head => {
-                add_assign(&mut hidden.data, &linears[0].forward(x).data);
-                Step::Done(hidden)
+            TapKind::MlpInner | TapKind::Head => Step::Done(self.mlp.leave(carry, linears[0].forward(x))),
+        }
+    }
+
+    /// Queries, keys and values.
+    fn project(&self, x: &Matrix, linears: &[Linear]) -> [Matrix; 3] {
+        let shape = &self.spec.attention;
+        let (dim, heads, kv_heads) = (shape.head_dim, shape.heads, shape.kv_heads);
+        match self.spec.projections {
+            Projections::Separate => [linears[0].forward(x), linears[1].forward(x), linears[2].forward(x)],
+            Projections::Stacked => {
+                let fused = linears[0].forward(x);
+                let (q, kv) = (heads * dim, kv_heads * dim);
+                [
+                    pieces(&fused, fused.cols, 0, q),
+                    pieces(&fused, fused.cols, q, kv),
+                    pieces(&fused, fused.cols, q + kv, kv),
+                ]
+            }
+            Projections::PerHead => {
+                let fused = linears[0].forward(x);
+                [0, 1, 2].map(|part| pieces(&fused, 3 * dim, part * dim, dim))
             }
         }
     }
 
-    /// The block's output `[tokens, hidden]` for one sequence `hidden`.
-    pub fn forward(&self, hidden: Matrix, rotary: &Rotary) -> Matrix {
-        let layout = Layout::sequence(hidden.rows);
-        self.forward_packed(hidden, rotary, &layout)
-    }
-
-    /// The block's output `[tokens, hidden]` for the sequences that `layout` finds in the rows of `hidden`: the same bits
-    /// as for each of them alone.
-    pub fn forward_packed(&self, hidden: Matrix, rotary: &Rotary, layout: &Layout) -> Matrix {
+    /// The block's output `[rows, hidden]` for the sequences that `layout` finds in the rows of `hidden`: the same bits as
+    /// for each of them alone.
+    pub fn forward(&self, hidden: Matrix, rotary: &RotaryTables, layout: &Layout) -> Matrix {
         let (mut carry, mut x) = self.enter(hidden);
         for (tap, linears) in self.linears.iter().enumerate() {
-            match self.advance_packed(tap, carry, &x, linears, rotary, layout) {
+            match self.advance(tap, carry, &x, linears, rotary, layout) {
                 Step::Tap(c, next) => (carry, x) = (c, next),
                 Step::Done(hidden) => return hidden,
             }
         }
         carry.0
     }
+
+    /// The factor on each channel of what the layers at `tap` add to the residual stream, if there is one.
+    pub fn residual_scale(&self, tap: usize) -> Option<&[f32]> {
+        let around = match self.spec.taps[tap].kind {
+            TapKind::AttentionOutput => &self.attention,
+            TapKind::MlpInner => &self.mlp,
+            _ => return None,
+        };
+        around.scale.as_deref()
+    }
 }
 
-pub(crate) fn normed(x: &Matrix, weight: &[f32], spec: &NormSpec) -> Matrix {
-    let mut out = Matrix::zeros(x.rows, x.cols);
-    rms_norm(&x.data, weight, spec.eps, &mut out.data);
-    out
+/// Every row cut into pieces of `period` values, of which those from `from` on are taken, `count` of them.
+fn pieces(x: &Matrix, period: usize, from: usize, count: usize) -> Matrix {
+    let mut out = Vec::with_capacity(x.data.len() / period * count);
+    x.data.chunks_exact(period).for_each(|piece| out.extend_from_slice(&piece[from..from + count]));
+    Matrix::new(x.rows, x.cols / period * count, out)
 }
 
-/// The norm of every head, whose channels are the weight's.
-fn normed_heads(x: &Matrix, weight: &[f32], spec: &NormSpec) -> Vec<f32> {
-    let mut out = vec![0.0; x.data.len()];
-    rms_norm(&x.data, weight, spec.eps, &mut out);
-    out
+/// The left and the right half of every row.
+fn apart(x: &Matrix) -> (Matrix, Matrix) {
+    let half = x.cols / 2;
+    (pieces(x, x.cols, 0, half), pieces(x, x.cols, half, half))
+}
+
+/// Two matrices of equal shape side by side.
+fn beside(a: &Matrix, b: &Matrix) -> Matrix {
+    let mut out = Vec::with_capacity(2 * a.data.len());
+    for (a, b) in a.data.chunks_exact(a.cols).zip(b.data.chunks_exact(b.cols)) {
+        out.extend_from_slice(a);
+        out.extend_from_slice(b);
+    }
+    Matrix::new(a.rows, a.cols + b.cols, out)
 }

@@ -1,6 +1,6 @@
 //! Reading config.json so that every complaint names its key.
 
-use crate::ModelError;
+use crate::{Activation, ModelError};
 use serde_json::Value;
 
 /// A config.json, or an object inside it.
@@ -33,6 +33,12 @@ impl<'a> Config<'a> {
         self.typed(key, "a size between 1 and 16777216", read)
     }
 
+    /// A whole number from 0 on, `default` if absent.
+    pub(crate) fn count(&self, key: &str, default: usize) -> Result<usize, ModelError> {
+        let read = |v: &Value| v.as_u64().filter(|&n| n <= 1 << 24).map(|n| n as usize);
+        Ok(self.typed(key, "a number between 0 and 16777216", read)?.unwrap_or(default))
+    }
+
     /// A finite number, if there.
     pub(crate) fn number(&self, key: &str) -> Result<Option<f64>, ModelError> {
         self.typed(key, "a number", |v| v.as_f64().filter(|n| n.is_finite()))
@@ -41,6 +47,81 @@ impl<'a> Config<'a> {
     /// A flag, `default` if absent.
     pub(crate) fn flag(&self, key: &str, default: bool) -> Result<bool, ModelError> {
         Ok(self.typed(key, "true or false", Value::as_bool)?.unwrap_or(default))
+    }
+
+    /// Refuses a value other than `expected` at `key`, if there is one.
+    pub(crate) fn only(&self, key: &str, expected: impl Into<Value>) -> Result<(), ModelError> {
+        match self.get(key) {
+            Some(value) if *value != expected.into() => Err(unsupported(key, value)),
+            _ => Ok(()),
+        }
+    }
+
+    /// The number of blocks.
+    pub(crate) fn layers(&self, key: &str) -> Result<usize, ModelError> {
+        match self.size(key)? {
+            layers if layers > 4096 => Err(invalid(key, format!("{layers} is more than 4096"))),
+            layers => Ok(layers),
+        }
+    }
+
+    /// The number of heads at `key` and the channels of one, which divide `hidden` unless `head_dim` says otherwise.
+    pub(crate) fn heads(&self, key: &str, hidden: usize) -> Result<(usize, usize), ModelError> {
+        let heads = self.size(key)?;
+        match self.size_or("head_dim")? {
+            Some(dim) => Ok((heads, dim)),
+            None if hidden.is_multiple_of(heads) => Ok((heads, hidden / heads)),
+            None => Err(invalid(key, format!("{heads} does not divide hidden_size {hidden}"))),
+        }
+    }
+
+    /// The activation function at `key`, by the names of transformers.
+    pub(crate) fn activation(&self, key: &str, default: Activation) -> Result<Activation, ModelError> {
+        match self.text(key)? {
+            None => Ok(default),
+            Some("silu" | "swish") => Ok(Activation::Silu),
+            Some("gelu" | "gelu_python") => Ok(Activation::Gelu),
+            Some("gelu_new" | "gelu_fast" | "gelu_pytorch_tanh") => Ok(Activation::GeluTanh),
+            Some("relu") => Ok(Activation::Relu),
+            Some(other) => Err(unsupported(key, other)),
+        }
+    }
+
+    /// Which of the classes `PREFIX…` of transformers the checkpoint was saved from, without the prefix; it says what the
+    /// head is. `default` where the config does not say.
+    pub(crate) fn class(&self, prefix: &str, default: Option<&'a str>) -> Result<&'a str, ModelError> {
+        let Some(value) = self.get("architectures") else {
+            return default.ok_or_else(|| {
+                let message =
+                    format!("missing; it says which head the checkpoint has, as in [\"{prefix}Model\"]");
+                invalid("architectures", message)
+            });
+        };
+        let first = value.as_array().and_then(|names| names.first()).and_then(Value::as_str);
+        let name =
+            first.ok_or_else(|| invalid("architectures", format!("{value} is not a list of names")))?;
+        name.strip_prefix(prefix).ok_or_else(|| unsupported("architectures", name))
+    }
+
+    /// The number of classes.
+    pub(crate) fn labels(&self) -> Result<usize, ModelError> {
+        match self.get("id2label") {
+            Some(Value::Object(labels)) if !labels.is_empty() => Ok(labels.len()),
+            Some(other) => Err(invalid("id2label", format!("{other} is no object of labels"))),
+            None => Ok(self.size_or("num_labels")?.unwrap_or(2)),
+        }
+    }
+
+    /// A height and a width: two numbers, or one for both.
+    pub(crate) fn pair(&self, key: &str) -> Result<[usize; 2], ModelError> {
+        let value = self.get(key).ok_or_else(|| invalid(key, "missing".into()))?;
+        let both = value.as_array().map_or(vec![value; 2], |both| both.iter().collect());
+        // 2^16 pixels a side keep products of sizes far from overflow.
+        let side = |v: &&Value| v.as_u64().filter(|n| (1..=1 << 16).contains(n)).map(|n| n as usize);
+        match both.iter().map(side).collect::<Vec<_>>()[..] {
+            [Some(height), Some(width)] => Ok([height, width]),
+            _ => Err(invalid(key, format!("{value} is no height and width between 1 and 65536"))),
+        }
     }
 
     /// A string, if there.

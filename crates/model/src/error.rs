@@ -55,4 +55,12 @@ pub enum ModelError {
         /// Size of the vocabulary.
         vocabulary: usize,
     },
+    /// Codes are rows of inputs, and this layer's full-precision weight is stored in another order.
+    #[error(
+        "layer {0} was stored in another order than its codes, so its values are no checkpoint; quantize the original model"
+    )]
+    Reordered(String),
+    /// An input is of another kind or size than the network takes.
+    #[error("an input does not fit the model: {0}")]
+    Input(String),
 }

@@ -1,6 +1,6 @@
 //! Linear layers, from full-precision tensors or from codes.
 
-use crate::Site;
+use crate::spec::Site;
 use halfbyte_checkpoint::RawTensor;
 use halfbyte_formats::{InputQuantizer, QuantizedMatrix};
 use halfbyte_tensor::{Matrix, Operand, Precision, Rows, product_into};

@@ -1,12 +1,17 @@
 //! A model folder, full precision or quantized, opened for computing block by block.
 
-use crate::architectures::{Architecture, NormSpec, Site, describe};
-use crate::block::{Block, Norms, normed};
+use crate::architectures::describe;
+use crate::block::{Around, Block};
+use crate::head::Head;
 use crate::linear::{Linear, Weight};
-use crate::{ModelError, Tokenizer};
-use halfbyte_checkpoint::{Checkpoint, Manifest, StoredLayer};
-use halfbyte_tensor::{Matrix, Precision};
-use std::collections::HashMap;
+use crate::norm::Norm;
+use crate::spec::{Architecture, NormKind, NormSpec, Site, StemSpec, Stored, Sublayer};
+use crate::stem::{Image, Kind, Stem, Text};
+use crate::{Input, ModelError, Tokenizer};
+use half::{bf16, f16};
+use halfbyte_checkpoint::{Checkpoint, CheckpointError, Manifest, RawTensor, StoredLayer, TensorInfo};
+use halfbyte_tensor::{Layout, Matrix, Precision};
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 /// A model folder. Nothing but headers is read until a part is asked for, so that memory holds one block at a time.
@@ -45,12 +50,15 @@ impl Model {
     /// A weight is too large for this machine.
     pub fn dequantized(self) -> Result<Self, ModelError> {
         let Some(manifest) = self.manifest else { return Ok(self) };
-        let a = &self.architecture;
         let name = manifest.recipe.get("name").and_then(|n| n.as_str()).unwrap_or("unnamed");
         let values_of = Some(name.to_owned());
+        let a = &self.architecture;
         let mut shapes: HashMap<&str, [usize; 2]> = HashMap::new();
-        shapes.insert(a.embedding.trim_end_matches(".weight"), [a.vocabulary, a.hidden]);
-        for site in a.blocks.iter().flat_map(|b| &b.taps).flat_map(|t| &t.sites).chain([&a.head]) {
+        for site in [a.embedding()].into_iter().chain(a.sites()) {
+            let coded = manifest.layers.get(&site.name).is_some_and(|layer| layer.weight.is_some());
+            if coded && site.stored != Stored::Rows {
+                return Err(ModelError::Reordered(site.name.clone()));
+            }
             shapes.insert(&site.name, [site.outputs, site.inputs]);
         }
         let checkpoint = self.checkpoint.dequantized(manifest, |name| shapes.get(name).copied())?;
@@ -72,98 +80,149 @@ impl Model {
 
     fn check(&self) -> Result<(), ModelError> {
         let a = &self.architecture;
-        self.check_weight(a.embedding.trim_end_matches(".weight"), a.vocabulary, a.hidden)?;
-        self.checkpoint.require(&a.final_norm.name, &[a.hidden])?;
-        if self.head_is_stored() {
-            self.check_weight(&a.head.name, a.head.outputs, a.head.inputs)?;
-        }
-        for block in &a.blocks {
-            self.checkpoint.require(&block.attention_norm.name, &[a.hidden])?;
-            self.checkpoint.require(&block.mlp_norm.name, &[a.hidden])?;
-            if let Some((q, k)) = &block.query_key_norm {
-                self.checkpoint.require(&q.name, &[block.attention.head_dim])?;
-                self.checkpoint.require(&k.name, &[block.attention.head_dim])?;
+        let mut coded = HashSet::new();
+        for site in [a.embedding()].into_iter().chain(a.sites()) {
+            if let Some(manifest) = &self.manifest
+                && manifest.check(&self.checkpoint, &site.name, site.outputs, site.inputs)?
+            {
+                coded.insert(site.weight());
             }
-            for site in block.taps.iter().flat_map(|t| &t.sites) {
-                self.check_weight(&site.name, site.outputs, site.inputs)?;
-                if site.bias {
-                    self.checkpoint.require(&format!("{}.bias", site.name), &[site.outputs])?;
+        }
+        for (tensor, shape) in a.tensors() {
+            if !coded.contains(&tensor) {
+                self.checkpoint.require(&self.stored_name(&tensor), &shape)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Older BERT checkpoints call a norm's weight and bias gamma and beta.
+    fn stored_name<'a>(&self, tensor: &'a str) -> std::borrow::Cow<'a, str> {
+        if !self.checkpoint.contains(tensor) {
+            for (new, old) in [("weight", "gamma"), ("bias", "beta")] {
+                let old = tensor.strip_suffix(new).map(|base| format!("{base}{old}"));
+                if let Some(old) = old.filter(|o| self.checkpoint.contains(o)) {
+                    return old.into();
                 }
             }
         }
-        Ok(())
+        tensor.into()
     }
 
-    fn check_weight(&self, name: &str, rows: usize, cols: usize) -> Result<(), ModelError> {
-        let quantized = match &self.manifest {
-            Some(manifest) => manifest.check(&self.checkpoint, name, rows, cols)?,
-            None => false,
-        };
-        if !quantized {
-            self.checkpoint.require(&format!("{name}.weight"), &[rows, cols])?;
-        }
-        Ok(())
-    }
-
-    /// Whether the output layer has a tensor of its own: it is untied, or was quantized apart from the embedding.
-    fn head_is_stored(&self) -> bool {
-        let name = &self.architecture.head.name;
-        !self.architecture.tied || self.manifest.as_ref().is_some_and(|m| m.layers.contains_key(name))
+    /// Whether this layer's weight is stored as the embedding's: it is tied, and was not quantized apart from it.
+    fn shares_embedding(&self, site: &Site) -> bool {
+        self.architecture.is_tied(site)
+            && !self.manifest.as_ref().is_some_and(|m| m.layers.contains_key(&site.name))
     }
 
     fn linear(&self, site: &Site) -> Result<Linear, ModelError> {
-        let bias_name = format!("{}.bias", site.name);
-        let bias = site.bias.then(|| self.checkpoint.read_f32(&bias_name, &[site.outputs])).transpose()?;
-        let (weight, input) = match self.stored_layer(&site.name, site.outputs, site.inputs)? {
-            Some(stored) => {
-                let weight = match stored.weight {
-                    Some(codes) => Weight::Quantized(codes),
-                    None => self.stored(&format!("{}.weight", site.name), site.outputs, site.inputs)?,
-                };
-                (weight, stored.input)
+        let read = |name: &String| self.checkpoint.read_f32(name, &[site.outputs]);
+        let bias = site.bias.as_ref().map(read).transpose()?;
+        let stored = match self.shares_embedding(site) {
+            true => {
+                let table = self.architecture.embedding();
+                self.stored_layer(table)?.map(|layer| StoredLayer { input: None, ..layer })
             }
-            None => (self.stored(&format!("{}.weight", site.name), site.outputs, site.inputs)?, None),
+            false => self.stored_layer(site)?,
+        };
+        let (codes, input) = stored.map_or((None, None), |s| (s.weight, s.input));
+        let weight = match codes {
+            Some(codes) => Weight::Quantized(codes),
+            None => Weight::Stored(self.full_weight(site)?, site.inputs),
         };
         Ok(Linear { site: site.clone(), weight, bias, input, precision: Precision::F32 })
     }
 
-    /// Codes and quantizer of layer `name`, a `[rows, cols]` weight; `None` if it is not quantized.
+    /// Codes and quantizer of a layer; `None` if it is not quantized.
     ///
     /// # Errors
     /// When its tensors cannot be read or hold what their scheme cannot have.
-    pub fn stored_layer(
-        &self,
-        name: &str,
-        rows: usize,
-        cols: usize,
-    ) -> Result<Option<StoredLayer>, ModelError> {
+    pub fn stored_layer(&self, site: &Site) -> Result<Option<StoredLayer>, ModelError> {
         match &self.manifest {
-            Some(manifest) => Ok(manifest.read(&self.checkpoint, name, rows, cols)?),
+            Some(manifest) => Ok(manifest.read(&self.checkpoint, &site.name, site.outputs, site.inputs)?),
             None => Ok(None),
         }
     }
 
-    fn stored(&self, tensor: &str, rows: usize, cols: usize) -> Result<Weight, ModelError> {
-        Ok(Weight::Stored(self.checkpoint.read_raw(tensor, &[rows, cols])?, cols))
+    /// The tensor that holds a layer's full-precision weight: its own, or the embedding's where the two are tied.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn weight_info(&self, site: &Site) -> Result<&TensorInfo, CheckpointError> {
+        let site = if self.shares_embedding(site) { self.architecture.embedding() } else { site };
+        self.checkpoint.find(&site.weight())
     }
 
-    fn norm(&self, spec: &NormSpec, channels: usize) -> Result<Vec<f32>, ModelError> {
-        Ok(self.checkpoint.read_f32(&spec.name, &[channels])?)
-    }
-
-    /// The embedding table.
+    /// A layer's full-precision weight, `[outputs, inputs]` whatever the order in which it is stored.
     ///
     /// # Errors
     /// When the tensor cannot be read or holds NaN or infinity.
-    pub fn embedding(&self) -> Result<Embedding, ModelError> {
-        let a = &self.architecture;
-        let name = a.embedding.trim_end_matches(".weight");
-        let codes = self.stored_layer(name, a.vocabulary, a.hidden)?.and_then(|layer| layer.weight);
-        let table = match codes {
-            Some(codes) => Weight::Quantized(codes),
-            None => self.stored(&a.embedding, a.vocabulary, a.hidden)?,
+    pub fn full_weight(&self, site: &Site) -> Result<RawTensor, ModelError> {
+        self.full_weight_into(site, None)
+    }
+
+    /// [`full_weight`](Self::full_weight) in the memory of a tensor that is no longer needed, where that is large enough.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn full_weight_into(&self, site: &Site, spare: Option<RawTensor>) -> Result<RawTensor, ModelError> {
+        let site = if self.shares_embedding(site) { self.architecture.embedding() } else { site };
+        let raw = self.checkpoint.read_raw_into(&site.weight(), &site.shape(), spare)?;
+        Ok(match (site.stored, raw) {
+            (Stored::Columns, RawTensor::F32(v)) => RawTensor::F32(transposed::<f32>(&v, site.outputs)),
+            (Stored::Columns, RawTensor::F16(v)) => RawTensor::F16(transposed::<f16>(&v, site.outputs)),
+            (Stored::Columns, RawTensor::BF16(v)) => RawTensor::BF16(transposed::<bf16>(&v, site.outputs)),
+            (Stored::Rows | Stored::Filters { .. }, raw) => raw,
+        })
+    }
+
+    fn norm(&self, spec: &NormSpec, channels: usize) -> Result<Norm, ModelError> {
+        let read = |part: &str| {
+            let tensor = format!("{}.{part}", spec.name);
+            self.checkpoint.read_f32(&self.stored_name(&tensor), &[channels])
         };
-        Ok(Embedding { table, vocabulary: a.vocabulary, hidden: a.hidden })
+        let bias = if spec.kind == NormKind::Layer { read("bias")? } else { Vec::new() };
+        Ok(Norm::new(spec, read("weight")?, bias))
+    }
+
+    fn optional_norm(&self, spec: &Option<NormSpec>, channels: usize) -> Result<Option<Norm>, ModelError> {
+        spec.as_ref().map(|spec| self.norm(spec, channels)).transpose()
+    }
+
+    /// The stem.
+    ///
+    /// # Errors
+    /// When a tensor cannot be read or holds NaN or infinity.
+    pub fn stem(&self) -> Result<Stem, ModelError> {
+        let hidden = self.architecture.hidden;
+        let read = |name: &str, shape: &[usize]| self.checkpoint.read_f32(name, shape);
+        let kind = match &self.architecture.stem {
+            StemSpec::Text(spec) => {
+                let table = |name: &str, rows: usize| read(&format!("{name}.weight"), &[rows, hidden]);
+                let types = spec.types.as_ref().map(|(name, rows)| table(name, *rows));
+                let positions = spec.positions.as_ref().map(|(name, rows, _)| table(name, *rows));
+                Kind::Text(Text {
+                    table: self.linear(&spec.table)?.weight,
+                    types: types.transpose()?.unwrap_or_default(),
+                    positions: positions.transpose()?.unwrap_or_default(),
+                    norm: self.optional_norm(&spec.norm, hidden)?,
+                    spec: spec.clone(),
+                })
+            }
+            StemSpec::Image(spec) => {
+                let mut extra = Vec::new();
+                for rows in &spec.extra {
+                    extra.extend(read(&rows.name, &[1, rows.rows, hidden])?);
+                }
+                Kind::Image(Image {
+                    projection: self.linear(&spec.projection)?,
+                    extra,
+                    positions: read(&spec.positions, &[1, spec.positioned(), hidden])?,
+                    spec: spec.clone(),
+                })
+            }
+        };
+        Ok(Stem { kind, hidden })
     }
 
     /// Block `layer` with its weights.
@@ -172,89 +231,89 @@ impl Model {
     /// When a tensor cannot be read or holds NaN or infinity.
     pub fn block(&self, layer: usize) -> Result<Block, ModelError> {
         let spec = &self.architecture.blocks[layer];
-        let hidden = self.architecture.hidden;
+        let dim = spec.attention.head_dim;
         let query_key = match &spec.query_key_norm {
-            Some((q, k)) => {
-                Some((self.norm(q, spec.attention.head_dim)?, self.norm(k, spec.attention.head_dim)?))
-            }
+            Some((q, k)) => Some((self.norm(q, dim)?, self.norm(k, dim)?)),
             None => None,
-        };
-        let norms = Norms {
-            attention: self.norm(&spec.attention_norm, hidden)?,
-            mlp: self.norm(&spec.mlp_norm, hidden)?,
-            query_key,
         };
         let tap_linears =
             |tap: &crate::Tap| tap.sites.iter().map(|s| self.linear(s)).collect::<Result<Vec<_>, _>>();
         let linears = spec.taps.iter().map(tap_linears).collect::<Result<_, _>>()?;
-        Ok(Block { spec: spec.clone(), linears, norms })
+        let (attention, mlp) = (self.around(&spec.around_attention)?, self.around(&spec.around_mlp)?);
+        Ok(Block { spec: spec.clone(), linears, attention, mlp, query_key })
     }
 
-    /// The last norm and the output layer.
+    fn around(&self, spec: &Sublayer) -> Result<Around, ModelError> {
+        let hidden = self.architecture.hidden;
+        let scale = spec.scale.as_ref().map(|name| self.checkpoint.read_f32(name, &[hidden]));
+        Ok(Around {
+            before: self.optional_norm(&spec.before, hidden)?,
+            after: self.optional_norm(&spec.after, hidden)?,
+            scale: scale.transpose()?,
+            post: self.optional_norm(&spec.post, hidden)?,
+        })
+    }
+
+    /// The norm after the last block and the layers behind it.
     ///
     /// # Errors
     /// When a tensor cannot be read or holds NaN or infinity.
     pub fn head(&self) -> Result<Head, ModelError> {
-        let a = &self.architecture;
-        let linear = if self.head_is_stored() {
-            self.linear(&a.head)?
-        } else {
-            let weight = self.embedding()?.table;
-            Linear { site: a.head.clone(), weight, bias: None, input: None, precision: Precision::F32 }
-        };
-        Ok(Head { norm: self.norm(&a.final_norm, a.hidden)?, spec: a.final_norm.clone(), linear })
-    }
-}
-
-/// The embedding table.
-#[derive(Debug)]
-pub struct Embedding {
-    /// `[vocabulary, hidden]`.
-    pub table: Weight,
-    vocabulary: usize,
-    hidden: usize,
-}
-
-impl Embedding {
-    /// The same table in another form, such as its codes.
-    pub fn with_table(&self, table: Weight) -> Self {
-        Self { table, vocabulary: self.vocabulary, hidden: self.hidden }
+        let spec = self.architecture.head.clone();
+        let layers = spec.layers.iter();
+        Ok(Head {
+            linears: layers.clone().map(|l| self.linear(&l.site)).collect::<Result<_, _>>()?,
+            norm: self.optional_norm(&spec.norm, self.architecture.hidden)?,
+            norms: layers.map(|l| self.optional_norm(&l.norm, l.site.outputs)).collect::<Result<_, _>>()?,
+            spec,
+        })
     }
 
-    /// The rows of `tokens`: the first block's input `[tokens, hidden]`.
+    /// The whole network on some inputs: the first block's input, the output of every block, and the network's (see
+    /// [`Head::output`]), with the layout of the first two. Reads all weights and keeps all states: for small models and
+    /// for looking inside.
     ///
     /// # Errors
-    /// [`ModelError::Token`] for an id outside the vocabulary.
-    pub fn embed(&self, tokens: &[u32]) -> Result<Matrix, ModelError> {
-        let mut out = Matrix::zeros(tokens.len(), self.hidden);
-        for (i, &token) in tokens.iter().enumerate() {
-            if token as usize >= self.vocabulary {
-                return Err(ModelError::Token { token, vocabulary: self.vocabulary });
-            }
-            self.table.read_row(token as usize, out.row_mut(i));
+    /// When the inputs are not what the network takes or a tensor cannot be read.
+    pub fn trace(&self, inputs: &[Input]) -> Result<(Vec<Matrix>, Layout, Matrix), ModelError> {
+        let (first, layout) = self.stem()?.embed(inputs)?;
+        let rotary = self.architecture.rotary(layout.positions().max().map_or(0, |p| p + 1));
+        let mut states = vec![first];
+        for layer in 0..self.architecture.blocks.len() {
+            let next = self.block(layer)?.forward(states[layer].clone(), &rotary, &layout);
+            states.push(next);
         }
-        Ok(out)
+        let output = self.head()?.output(&states[states.len() - 1], &layout);
+        Ok((states, layout, output))
     }
 }
 
-/// The last norm and the output layer.
-#[derive(Debug)]
-pub struct Head {
-    /// Weight of the norm.
-    norm: Vec<f32>,
-    spec: NormSpec,
-    /// The output layer.
-    pub linear: Linear,
+/// `[columns, rows]` from `[rows, columns]`, given the number of columns.
+fn transposed<T: Copy>(values: &[T], columns: usize) -> Vec<T> {
+    let rows = values.len() / columns.max(1);
+    // Tiles that stay in the cache.
+    const TILE: usize = 32;
+    let mut out = values.to_vec();
+    for r0 in (0..rows).step_by(TILE) {
+        for c0 in (0..columns).step_by(TILE) {
+            for r in r0..(r0 + TILE).min(rows) {
+                for c in c0..(c0 + TILE).min(columns) {
+                    out[c * rows + r] = values[r * columns + c];
+                }
+            }
+        }
+    }
+    out
 }
 
-impl Head {
-    /// The output layer's input for the last block's output, both `[tokens, hidden]`.
-    pub fn input(&self, hidden: &Matrix) -> Matrix {
-        normed(hidden, &self.norm, &self.spec)
-    }
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-    /// Logits `[tokens, vocabulary]` for the last block's output `[tokens, hidden]`.
-    pub fn logits(&self, hidden: &Matrix) -> Matrix {
-        self.linear.forward(&self.input(hidden))
+    #[test]
+    fn columns_become_rows() {
+        let values: Vec<u32> = (0..35 * 70).collect();
+        let turned = transposed(&values, 70);
+        assert!((0..70).all(|c| (0..35).all(|r| turned[c * 35 + r] == values[r * 70 + c])));
     }
 }

@@ -3,8 +3,8 @@
 #![allow(clippy::unwrap_used)]
 
 use halfbyte_checkpoint::{RawTensor, SafetensorsFile};
-use halfbyte_model::Model;
-use halfbyte_tensor::{Matrix, log_sum_exp};
+use halfbyte_model::{Input, Model, Task};
+use halfbyte_tensor::log_sum_exp;
 use std::path::{Path, PathBuf};
 
 /// Largest difference relative to the largest expected value that counts as agreement.
@@ -41,39 +41,31 @@ fn worst(got: &[f32], expected: &[f32]) -> f32 {
     got.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) / scale
 }
 
-/// The block outputs and the logits of one sequence.
-fn run(model: &Model, tokens: &[u32]) -> (Vec<Matrix>, Matrix) {
-    let rotary = model.architecture.rope.tables(tokens.len());
-    let mut states = vec![model.embedding().unwrap().embed(tokens).unwrap()];
-    for layer in 0..model.architecture.blocks.len() {
-        states.push(model.block(layer).unwrap().forward(states[layer].clone(), &rotary));
-    }
-    let head = model.head().unwrap();
-    let logits = head.logits(&states[states.len() - 1]);
-    let last = states.len() - 1;
-    states[last] = head.input(&states[last]);
-    (states, logits)
+fn families() -> impl Iterator<Item = (String, PathBuf)> {
+    let entries = std::fs::read_dir(golden("")).unwrap().map(|e| e.unwrap().path());
+    entries.filter(|d| d.is_dir()).map(|d| (d.file_name().unwrap().to_string_lossy().into_owned(), d))
 }
 
 #[test]
-fn every_family_agrees_with_transformers() {
+fn every_decoder_agrees_with_transformers() {
     let mut cases = 0;
-    for entry in std::fs::read_dir(golden("")).unwrap() {
-        let dir = entry.unwrap().path();
-        if !dir.is_dir() {
+    for (name, dir) in families() {
+        let model = Model::open(&dir).unwrap();
+        if model.architecture.head.task != Task::LanguageModel {
             continue;
         }
         cases += 1;
-        let name = dir.file_name().unwrap().to_string_lossy().into_owned();
-        let model = Model::open(&dir).unwrap();
         let expected = SafetensorsFile::open(&dir.join("golden.safetensors")).unwrap();
         let tokens = ids(&expected, "input_ids");
         let shape = expected.find("input_ids").unwrap().shape.clone();
         let mut logits = Vec::new();
         for (i, sequence) in tokens.chunks(shape[1]).enumerate() {
-            let (states, out) = run(&model, sequence);
+            let (mut states, layout, out) = model.trace(&[Input::Tokens(sequence.to_vec())]).unwrap();
             logits.extend(out.data);
             if i == 0 {
+                // The last one is taken after the norm.
+                let last = states.pop().unwrap();
+                states.push(model.head().unwrap().enter(&last, &layout));
                 for (layer, state) in states.iter().enumerate() {
                     let error = worst(&state.data, &floats(&expected, &format!("hidden_{layer}")));
                     assert!(error < TOLERANCE, "{name}: hidden state {layer} is off by {error:e}");
@@ -86,18 +78,93 @@ fn every_family_agrees_with_transformers() {
     assert!(cases >= 14, "{cases} golden cases");
 }
 
+/// The inputs of a golden file of an encoder.
+fn inputs(file: &SafetensorsFile) -> Vec<Input> {
+    if let Ok(info) = file.find("pixel_values") {
+        let [_, channels, height, width] = info.shape[..] else { panic!("{:?}", info.shape) };
+        let values = floats(file, "pixel_values");
+        let image = |values: &[f32]| Input::Pixels { channels, height, width, values: values.to_vec() };
+        return values.chunks(channels * height * width).map(image).collect();
+    }
+    let (mut tokens, mut segments) = (ids(file, "input_ids"), ids(file, "token_type_ids"));
+    let take = |n: u32| Input::Segments {
+        ids: tokens.drain(..n as usize).collect(),
+        types: segments.drain(..n as usize).collect(),
+    };
+    ids(file, "lengths").into_iter().map(take).collect()
+}
+
+/// Sequences packed side by side agree with a padded batch under an attention mask.
+#[test]
+fn every_encoder_agrees_with_transformers() {
+    let mut cases = 0;
+    for (name, dir) in families() {
+        let model = Model::open(&dir).unwrap();
+        if model.architecture.head.task == Task::LanguageModel {
+            continue;
+        }
+        cases += 1;
+        let expected = SafetensorsFile::open(&dir.join("golden.safetensors")).unwrap();
+        let inputs = inputs(&expected);
+        let (states, _, output) = model.trace(&inputs).unwrap();
+        for (layer, state) in states.iter().enumerate() {
+            let error = worst(&state.data, &floats(&expected, &format!("hidden_{layer}")));
+            assert!(error < TOLERANCE, "{name}: hidden state {layer} is off by {error:e}");
+        }
+        let error = worst(&output.data, &floats(&expected, "logits"));
+        assert!(error < TOLERANCE, "{name}: logits are off by {error:e}");
+        // Each alone has the same bits as all together.
+        let alone = inputs.iter().flat_map(|i| model.trace(std::slice::from_ref(i)).unwrap().2.data);
+        assert_eq!(alone.collect::<Vec<_>>(), output.data, "{name}");
+    }
+    assert!(cases >= 13, "{cases} golden cases");
+}
+
 #[test]
 fn stories260k_agrees_with_transformers() {
     let Some(dir) = asset("models/stories260K") else { return };
     let expected = SafetensorsFile::open(&golden("stories260K.safetensors")).unwrap();
     let model = Model::open(&dir).unwrap();
-    let (_, logits) = run(&model, &ids(&expected, "input_ids"));
+    let (_, _, logits) = model.trace(&[Input::Tokens(ids(&expected, "input_ids"))]).unwrap();
     let error = worst(&logits.data, &floats(&expected, "logits"));
     assert!(error < TOLERANCE, "logits are off by {error:e}");
 
     let text = std::fs::read_to_string(asset("data/tinystories_valid_subset.txt").unwrap()).unwrap();
     let text: String = text.chars().take(2000).collect();
     assert_eq!(model.tokenizer().unwrap().encode(&text).unwrap(), ids(&expected, "text_ids"));
+}
+
+/// The network's output and the last block's output in the first row of every input agree with `golden`.
+fn check_classifier(dir: &Path, expected: &SafetensorsFile, inputs: &[Input]) {
+    let model = Model::open(dir).unwrap();
+    let (states, layout, logits) = model.trace(inputs).unwrap();
+    let error = worst(&logits.data, &floats(expected, "logits"));
+    assert!(error < TOLERANCE, "logits are off by {error:e}");
+    let last = &states[states.len() - 1];
+    let first: Vec<f32> = layout.ranges().flat_map(|r| last.row(r.start).to_vec()).collect();
+    let error = worst(&first, &floats(expected, "first"));
+    assert!(error < TOLERANCE, "hidden states are off by {error:e}");
+}
+
+#[test]
+fn minilm_agrees_with_transformers() {
+    let Some(dir) = asset("models/MiniLM-L6-sst2") else { return };
+    let expected = SafetensorsFile::open(&golden("MiniLM-L6-sst2.safetensors")).unwrap();
+    check_classifier(&dir, &expected, &inputs(&expected));
+}
+
+#[test]
+fn vit_agrees_with_transformers() {
+    let Some(dir) = asset("models/ViT-S14-cifar10") else { return };
+    let expected = SafetensorsFile::open(&golden("ViT-S14-cifar10.safetensors")).unwrap();
+    let value = |i: usize, n: usize| ((7919 * i + 104_729 * n) % 1009) as f32 / 252.25 - 2.0;
+    let image = |n| Input::Pixels {
+        channels: 3,
+        height: 112,
+        width: 112,
+        values: (0..3 * 112 * 112).map(|i| value(i, n)).collect(),
+    };
+    check_classifier(&dir, &expected, &[image(0), image(1)]);
 }
 
 /// Needs SmolLM2 as a Hugging Face folder (`tools/smollm2_to_hf.py` of the assets), named by HALFBYTE_SMOLLM2.
@@ -110,7 +177,7 @@ fn smollm2_agrees_with_transformers() {
     let expected = SafetensorsFile::open(&golden("SmolLM2.safetensors")).unwrap();
     let model = Model::open(Path::new(&dir)).unwrap();
     let tokens = ids(&expected, "input_ids");
-    let (_, logits) = run(&model, &tokens);
+    let (_, _, logits) = model.trace(&[Input::Tokens(tokens.clone())]).unwrap();
     let (positions, vocabulary) = (ids(&expected, "positions"), ids(&expected, "vocab_ids"));
     let got: Vec<f32> = positions
         .iter()

@@ -47,7 +47,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     ] {
         // One round of each: the published three cost three times as much in every form.
         let recipe = Recipe { search, rounds: 1, ..Recipe::named(recipe)? };
-        let site = Site { name: "layer".into(), outputs, inputs: channels, bias: false };
+        let site = Site::new("layer", outputs, channels);
         phase_seconds();
         let start = Instant::now();
         let result =

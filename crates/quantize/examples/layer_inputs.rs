@@ -4,7 +4,7 @@
 //! `layer_inputs MODEL TEXT DIR TOKENS NAME...`, NAME such as `model.layers.20.self_attn.o_proj`
 
 use halfbyte_checkpoint::{Dtype, SafetensorsWriter, TensorSpec};
-use halfbyte_model::{Model, Step};
+use halfbyte_model::{Input, Model, Step};
 use std::error::Error;
 use std::path::Path;
 
@@ -17,8 +17,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut ids = model.tokenizer()?.encode(&std::fs::read_to_string(text)?)?;
     ids.truncate(tokens.parse()?);
     std::fs::create_dir_all(dir)?;
-    let rotary = model.architecture.rope.tables(ids.len());
-    let mut hidden = model.embedding()?.embed(&ids)?;
+    let rotary = model.architecture.rotary(ids.len());
+    let (mut hidden, layout) = model.stem()?.embed(&[Input::Tokens(ids)])?;
     for layer in 0..model.architecture.blocks.len() {
         let block = model.block(layer)?;
         let (mut carry, mut x) = block.enter(hidden);
@@ -36,7 +36,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 writer.write("w", bytemuck::cast_slice(&w.data))?;
                 println!("{}", writer.finish()?.display());
             }
-            match block.advance(tap, carry, &x, &block.linears[tap], &rotary) {
+            match block.advance(tap, carry, &x, &block.linears[tap], &rotary, &layout) {
                 Step::Tap(c, next) => (carry, x, tap) = (c, next, tap + 1),
                 Step::Done(hidden) => break hidden,
             }

@@ -45,7 +45,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     recipe.check()?;
 
     let mut store = Store::new(&Place::Memory, x.cols, &[x.rows])?;
-    let site = Site { name: "layer".into(), outputs: weight.rows, inputs: weight.cols, bias: false };
+    let site = Site::new("layer", weight.rows, weight.cols);
     store.put(0, x)?;
     let inputs = TapInputs { x: store, weights: None };
     let start = std::time::Instant::now();

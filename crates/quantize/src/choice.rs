@@ -50,9 +50,8 @@ pub(crate) fn settle(job: &Job, progress: &dyn Progress) -> Result<Option<Recipe
 
 /// The layers to be quantized that choose together.
 fn sets<'a>(a: &'a Architecture, recipe: &Recipe) -> Vec<Vec<&'a Site>> {
-    let taps = a.blocks.iter().flat_map(|b| &b.taps).map(|t| t.sites.as_slice());
-    taps.chain([std::slice::from_ref(&a.head)])
-        .map(|sites| sites.iter().filter(|s| !recipe.keeps(&s.name)).collect::<Vec<_>>())
+    a.groups()
+        .map(|sites| sites.iter().filter(|s| !recipe.keeps(s)).collect::<Vec<_>>())
         .filter(|sites| !sites.is_empty())
         .collect()
 }
@@ -100,10 +99,7 @@ fn errors(
 ) -> Result<Vec<Cost>, QuantizeError> {
     let mut weights = Vec::with_capacity(sites.len());
     for site in sites {
-        // A tied output layer is the embedding.
-        let own = format!("{}.weight", site.name);
-        let tensor = if model.checkpoint.contains(&own) { &own } else { &model.architecture.embedding };
-        weights.push(model.checkpoint.read_raw(tensor, &[site.outputs, site.inputs])?);
+        weights.push(model.full_weight(site)?);
     }
     let largest = weights.iter().map(|w| Values::from(w).max_abs()).fold(0.0f32, f32::max);
     let mut costs = Vec::with_capacity(schemes.len());

@@ -2,18 +2,18 @@
 
 use crate::choice;
 use crate::clock::{Phase, timed};
+use crate::inputs::Packs;
 use crate::journal::{Journal, RunId};
 use crate::output::Output;
 use crate::profile::{Profile, weight_histogram};
 use crate::recipe::{Calibration, Recipe};
 use crate::report::{LayerReport, Report};
 use crate::store::{Place, Store};
-use crate::stream::{QuantizedSite, embed, quantize_block, quantize_sites};
-use crate::tap::TapInputs;
+use crate::stream::{QuantizedSite, Surroundings, embed, quantize_block, quantize_head};
 use crate::{QuantizeError, quantize_embedding, weights_only};
 use halfbyte_checkpoint::{LayerScheme, StoredLayer, TensorSpec};
 use halfbyte_formats::kernel;
-use halfbyte_model::{Architecture, Embedding, Model, Weight};
+use halfbyte_model::{Architecture, Input, Model, Site, Weight};
 use halfbyte_tensor::{mix, sum_of_squares};
 use std::collections::BTreeMap;
 use std::fs;
@@ -25,8 +25,8 @@ pub struct Job<'a> {
     pub model: &'a Model,
     /// How.
     pub recipe: &'a Recipe,
-    /// Calibration tokens, a sequence a window; none where the recipe needs no text.
-    pub windows: &'a [Vec<u32>],
+    /// What to calibrate on: windows of a text, sentences, images; nothing where the recipe needs none.
+    pub inputs: &'a [Input],
     /// The output folder; it must not exist, unless this very run made it.
     pub out: &'a Path,
     /// Most bytes of activations to keep in memory; beyond that they go to temporary files.
@@ -68,7 +68,7 @@ pub fn calibration_windows(
     vocabulary: usize,
     window: usize,
     count: usize,
-) -> Result<Vec<Vec<u32>>, QuantizeError> {
+) -> Result<Vec<Input>, QuantizeError> {
     if tokens.is_empty() {
         return Err(QuantizeError::Calibration("it is empty".into()));
     }
@@ -87,7 +87,7 @@ pub fn calibration_windows(
             .map(|t| ((vocabulary as f64).powf(uniform(t)) as u32).min(vocabulary as u32 - 1))
             .collect()
     }));
-    Ok(windows)
+    Ok(windows.into_iter().map(Input::Tokens).collect())
 }
 
 /// Runs a job to its end, going on where an earlier run of the same job was stopped.
@@ -114,8 +114,9 @@ pub fn quantize(job: &Job, progress: &mut dyn Progress) -> Result<Outcome, Quant
         let report = weights_only::run(job, &id, &partial, progress)?;
         return Ok(Outcome { report, was_finished: false });
     }
+    let packs = Packs::new(&job.model.architecture, job.inputs)?;
     let journal = Journal::open(partial, &id)?;
-    Run { job, journal, place: place(job) }.run(&id, progress)
+    Run { job, journal, place: place(job, &packs), packs }.run(&id, progress)
 }
 
 /// Where the working folder of an output folder is: beside it, so that the last step is a rename.
@@ -148,19 +149,33 @@ fn finished_output(out: &Path, id: &RunId) -> Result<Option<Report>, QuantizeErr
 
 fn run_id(job: &Job) -> Result<RunId, QuantizeError> {
     let recipe = serde_json::to_vec(job.recipe).map_err(|e| QuantizeError::Output(e.to_string()))?;
-    let mut tokens = blake3::Hasher::new();
-    for window in job.windows {
-        tokens.update(&(window.len() as u64).to_le_bytes());
-        for token in window {
-            tokens.update(&token.to_le_bytes());
-        }
-    }
+    let mut hasher = blake3::Hasher::new();
+    job.inputs.iter().for_each(|input| add(input, &mut hasher));
     Ok(RunId {
         halfbyte: env!("CARGO_PKG_VERSION").into(),
         model: blake3::hash(&job.model.checkpoint.identity()?).to_hex().to_string(),
         recipe: blake3::hash(&recipe).to_hex().to_string(),
-        calibration: tokens.finalize().to_hex().to_string(),
+        calibration: hasher.finalize().to_hex().to_string(),
     })
+}
+
+/// Adds an input, with its kind and sizes before its numbers, so that no two lists of inputs give the same bytes.
+fn add(input: &Input, hasher: &mut blake3::Hasher) {
+    let (sizes, numbers): (Vec<usize>, Vec<u32>) = match input {
+        Input::Tokens(ids) => (vec![ids.len()], ids.clone()),
+        Input::Segments { ids, types } => {
+            (vec![usize::MAX, 1, ids.len(), types.len()], [&ids[..], types].concat())
+        }
+        Input::Pixels { channels, height, width, values } => {
+            (vec![usize::MAX, 2, *channels, *height, *width], values.iter().map(|v| v.to_bits()).collect())
+        }
+    };
+    for size in sizes {
+        hasher.update(&(size as u64).to_le_bytes());
+    }
+    for number in numbers {
+        hasher.update(&number.to_le_bytes());
+    }
 }
 
 /// Bytes of the activations of `tokens` tokens at the widest tap; beyond [`Job::activation_memory`] they go to files.
@@ -170,8 +185,8 @@ pub fn activation_bytes(architecture: &Architecture, tokens: usize) -> u64 {
 }
 
 /// Memory where the activations at the widest tap fit, else the working folder.
-fn place(job: &Job) -> Place {
-    let bytes = activation_bytes(&job.model.architecture, job.windows.iter().map(Vec::len).sum());
+fn place(job: &Job, packs: &Packs) -> Place {
+    let bytes = activation_bytes(&job.model.architecture, packs.rows().iter().sum());
     match partial_dir(job.out) {
         Ok(dir) if bytes > job.activation_memory => Place::Folder(dir),
         _ => Place::Memory,
@@ -182,6 +197,7 @@ struct Run<'a> {
     job: &'a Job<'a>,
     journal: Journal,
     place: Place,
+    packs: Packs,
 }
 
 impl Run<'_> {
@@ -190,28 +206,28 @@ impl Run<'_> {
         let architecture = &self.job.model.architecture;
         let blocks = architecture.blocks.len();
         let layers_of = |b: usize| architecture.blocks[b].taps.iter().map(|t| t.sites.len()).sum::<usize>();
+        let behind = architecture.head.layers.len();
         let finished = self.journal.finished(blocks + 2);
         let finished_layers = (0..finished.saturating_sub(1).min(blocks)).map(layers_of).sum::<usize>();
-        progress.begin((0..blocks).map(layers_of).sum::<usize>() + 1, finished_layers);
+        progress.begin((0..blocks).map(layers_of).sum::<usize>() + behind, finished_layers);
 
         if finished < blocks + 2 {
             let mut hidden = match finished {
                 0 => self.embed()?,
                 _ => {
-                    let rows: Vec<usize> = self.job.windows.iter().map(Vec::len).collect();
+                    let rows = self.packs.rows();
                     self.journal.read_state(finished, &rows, architecture.hidden, &self.place)?
                 }
             };
-            let longest = self.job.windows.iter().map(Vec::len).max().unwrap_or(0);
-            let rotary = architecture.rope.tables(longest);
+            let rotary = architecture.rotary(self.packs.longest());
+            let around = Surroundings { rotary: &rotary, layouts: &self.packs.layouts, place: &self.place };
             for b in finished.saturating_sub(1)..blocks {
                 let block = timed(Phase::Read, || self.job.model.block(b))?;
                 let mut on_tap = |layers| {
                     progress.advance(layers);
                     if progress.stopped() { Err(QuantizeError::Stopped(b)) } else { Ok(()) }
                 };
-                let (next, sites) =
-                    quantize_block(block, hidden, self.job.recipe, &rotary, &self.place, &mut on_tap)?;
+                let (next, sites) = quantize_block(block, hidden, self.job.recipe, &around, &mut on_tap)?;
                 hidden = next;
                 check_finite(&hidden, b)?;
                 timed(Phase::Write, || {
@@ -222,29 +238,31 @@ impl Run<'_> {
             if progress.stopped() {
                 return Err(QuantizeError::Stopped(blocks));
             }
-            let sites = self.head(hidden)?;
+            let sites = match architecture.head.layers.iter().all(|l| self.job.recipe.keeps(&l.site)) {
+                true => Vec::new(),
+                false => quantize_head(self.job.model.head()?, hidden, self.job.recipe, &around)?,
+            };
             self.write(blocks + 1, &sites)?;
-            progress.advance(1);
+            progress.advance(behind);
         }
         let report = timed(Phase::Write, || self.assemble(id))?;
         Ok(Outcome { report, was_finished: false })
     }
 
-    /// Quantizes the embedding table and looks up the calibration tokens.
+    /// Quantizes the embedding and computes the first block's input.
     fn embed(&self) -> Result<Store, QuantizeError> {
         let (model, recipe) = (self.job.model, self.job.recipe);
-        let name = model.architecture.embedding.trim_end_matches(".weight");
-        let table = model.embedding()?;
+        let site = model.architecture.embedding();
+        let (name, mut stem) = (&site.name, model.stem()?);
         let mut sites = Vec::new();
-        let mut quantized: Option<Embedding> = None;
-        if recipe.embedding_bits < 16 && !recipe.keeps(name) {
-            let values = table.table.to_f32();
+        if recipe.embedding_bits < 16 && !recipe.keeps(site) {
+            let values = stem.weight().to_f32();
             let codes = quantize_embedding(name, &values, recipe)?;
             let mut difference = codes.dequantize();
             difference.iter_mut().zip(&values.data).for_each(|(d, v)| *d -= v);
             let count = difference.len().max(1) as f64;
             sites.push(QuantizedSite {
-                name: name.into(),
+                name: name.clone(),
                 error: sum_of_squares(&difference) / count,
                 signal: sum_of_squares(&values.data) / count,
                 profile: Profile {
@@ -253,38 +271,14 @@ impl Run<'_> {
                 },
                 stored: StoredLayer { weight: Some(codes.clone()), input: None },
             });
-            quantized = Some(table.with_table(Weight::Quantized(codes)));
+            if recipe.calibration == Calibration::Sequential {
+                stem.replace_weight(Weight::Quantized(codes));
+            }
         }
-        let table = match recipe.calibration {
-            Calibration::FullPrecision => &table,
-            Calibration::Sequential => quantized.as_ref().unwrap_or(&table),
-        };
-        let hidden = embed(table, self.job.windows, model.architecture.hidden, &self.place)?;
+        let hidden = embed(&stem, self.job.inputs, &self.packs, model.architecture.hidden, &self.place)?;
         self.write(0, &sites)?;
         self.journal.write_state(1, &hidden)?;
         Ok(hidden)
-    }
-
-    /// Quantizes the output layer.
-    fn head(&self, mut hidden: Store) -> Result<Vec<QuantizedSite>, QuantizeError> {
-        if self.job.recipe.keeps(&self.job.model.architecture.head.name) {
-            return Ok(Vec::new());
-        }
-        let head = self.job.model.head()?;
-        let mut x = Store::new(&self.place, hidden.channels(), hidden.rows())?;
-        for i in 0..hidden.windows() {
-            x.put(i, head.input(&hidden.take(i)?))?;
-        }
-        let inputs = TapInputs { x, weights: None };
-        let results = quantize_sites(std::slice::from_ref(&head.linear), &inputs, self.job.recipe)?;
-        let site = |r: crate::methods::SiteResult| QuantizedSite {
-            name: head.linear.site.name.clone(),
-            error: r.error,
-            signal: r.signal,
-            profile: r.profile,
-            stored: StoredLayer { weight: r.weight, input: r.input },
-        };
-        Ok(results.into_iter().flatten().map(site).collect())
     }
 
     fn write(&self, part: usize, sites: &[QuantizedSite]) -> Result<(), QuantizeError> {
@@ -297,8 +291,8 @@ impl Run<'_> {
 
     fn shape(&self, name: &str) -> [usize; 2] {
         let a = &self.job.model.architecture;
-        let mut sites = a.blocks.iter().flat_map(|b| &b.taps).flat_map(|t| &t.sites).chain([&a.head]);
-        sites.find(|s| s.name == name).map_or([a.vocabulary, a.hidden], |s| [s.outputs, s.inputs])
+        let site: &Site = a.sites().find(|s| s.name == name).unwrap_or(a.embedding());
+        [site.outputs, site.inputs]
     }
 
     /// Puts all parts together in a folder of its own and renames that to the output folder.
@@ -337,7 +331,7 @@ fn check_finite(hidden: &Store, block: usize) -> Result<(), QuantizeError> {
     for i in 0..hidden.windows() {
         if kernel::check_finite(&hidden.get(i)?.data).is_err() {
             return Err(QuantizeError::NonFinite(format!(
-                "block {block}: its output is not finite on calibration window {i}; the checkpoint's weights overflow f32"
+                "block {block}: its output is not finite on the calibration inputs of pack {i}; the checkpoint's weights overflow f32"
             )));
         }
     }

@@ -7,6 +7,8 @@ use crate::report::{LayerReport, ModelReport, Report};
 use halfbyte_checkpoint::{
     COMPANIONS, CheckpointWriter, LayerScheme, Manifest, SHARD_BYTES, TensorSpec, copy_atomic, write_atomic,
 };
+use halfbyte_model::architectures::describe;
+use halfbyte_model::{Model, Site};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -42,17 +44,18 @@ impl<'a> Output<'a> {
         let coded = |tensor: &str| {
             tensor.strip_suffix(".weight").and_then(|n| schemes.get(n)).is_some_and(|s| s.weight.is_some())
         };
-        let embedding_coded = coded(&a.embedding);
-        let head_weight = format!("{}.weight", a.head.name);
+        let embedding = a.embedding().weight();
+        let tied = a.head.output().filter(|_| a.head.tied);
         let mut copies: Vec<(String, String)> = source
             .names()
-            .filter(|n| !coded(n) && (!a.tied || *n != head_weight))
+            .filter(|n| !coded(n) && tied.is_none_or(|head| *n != head.weight()))
             .map(|n| (n.to_string(), n.to_string()))
             .collect();
-        let untied = a.tied && (embedding_coded || schemes.contains_key(&a.head.name));
-        if untied && !coded(&head_weight) {
-            copies.push((head_weight, a.embedding.clone()));
+        let untied = tied.filter(|head| coded(&embedding) || schemes.contains_key(&head.name));
+        if let Some(head) = untied {
+            copies.extend(untied_tensors(job.model, head)?.into_iter().filter(|(name, _)| !coded(name)));
         }
+        let untied = untied.is_some();
         for (name, from) in &copies {
             let info = source.find(from)?;
             specs.push(TensorSpec::new(name.clone(), info.dtype, info.shape.clone()));
@@ -101,7 +104,9 @@ impl<'a> Output<'a> {
         let source = &self.job.model.checkpoint;
         self.writer.finish()?;
         let model = ModelReport::new(self.job.model);
-        let report = Report::new(model, self.job.recipe, self.job.windows, self.bytes, layers);
+        let rows = |input| self.job.model.architecture.rows(input);
+        let calibration = (self.job.inputs.len(), self.job.inputs.iter().map(rows).sum());
+        let report = Report::new(model, self.job.recipe, calibration, self.bytes, layers);
         let output = self.working.join("output");
         let mut config = source.config().clone();
         if let Some(config) = config.as_object_mut() {
@@ -135,6 +140,21 @@ impl<'a> Output<'a> {
         let _ = fs::remove_dir_all(&self.working);
         Ok(report)
     }
+}
+
+/// The tensors that a tied output layer gets of its own once it no longer shares the embedding's, and whence: its weight,
+/// and its bias where transformers looks for that under another name then.
+///
+/// # Errors
+/// As [`describe`].
+pub(crate) fn untied_tensors(model: &Model, head: &Site) -> Result<Vec<(String, String)>, QuantizeError> {
+    let mut config = model.checkpoint.config().clone();
+    config["tie_word_embeddings"] = false.into();
+    let mut copies = vec![(head.weight(), model.architecture.embedding().weight())];
+    let bias = describe(&config)?.head.output().and_then(|s| s.bias.clone());
+    let bias = bias.filter(|name| !model.checkpoint.contains(name));
+    copies.extend(bias.zip(head.bias.clone()));
+    Ok(copies)
 }
 
 fn json(value: &impl serde::Serialize) -> Result<String, QuantizeError> {

@@ -5,8 +5,10 @@
 
 use crate::QuantizeError;
 use crate::choice::{check_bound, stored_bits};
+use crate::inputs::PACK;
 use crate::job::activation_bytes;
 use crate::methods::block_scale::is_block;
+use crate::output::untied_tensors;
 use crate::recipe::{First, Method, Recipe, Search};
 use crate::search::{ShiftRule, steps_per_channel};
 use halfbyte_checkpoint::{CheckpointError, LayerScheme};
@@ -52,12 +54,20 @@ mod cost {
 /// What a plan depends on besides model and recipe.
 #[derive(Clone, Copy, Debug)]
 pub struct PlanOptions {
-    /// Calibration windows.
-    pub windows: usize,
-    /// Tokens of a window.
-    pub window: usize,
+    /// Rows of all calibration inputs: tokens, or what images become.
+    pub rows: usize,
+    /// Rows of the inputs that are computed together.
+    pub pack: usize,
     /// As in [`crate::Job`].
     pub activation_memory: u64,
+}
+
+impl PlanOptions {
+    /// For so many inputs of so many rows each.
+    pub fn inputs(count: usize, rows: usize, activation_memory: u64) -> Self {
+        let together = (PACK / rows.max(1)).clamp(1, count.max(1));
+        Self { rows: count * rows, pack: together * rows, activation_memory }
+    }
 }
 
 /// What a run would do.
@@ -97,13 +107,8 @@ pub struct PlannedSite {
 }
 
 impl PlannedSite {
-    fn new(
-        name: &str,
-        [rows, cols]: [usize; 2],
-        weight_bits: u32,
-        activation_bits: u32,
-        shifts: bool,
-    ) -> Self {
+    fn new(site: &Site, weight_bits: u32, activation_bits: u32, shifts: bool) -> Self {
+        let (name, kind, rows, cols) = (&site.name, site.kind(), site.outputs, site.inputs);
         let mut bytes = 0;
         if weight_bits < 16 {
             bytes += rows * pack::packed_len(weight_bits, cols) + 4 * rows;
@@ -112,8 +117,8 @@ impl PlannedSite {
             bytes += 4 + if shifts { cols } else { 0 };
         }
         Self {
-            name: name.into(),
-            kind: name.rsplit('.').next().unwrap_or(name).into(),
+            name: name.clone(),
+            kind: kind.into(),
             shape: [rows, cols],
             weight_bits,
             activation_bits,
@@ -124,10 +129,9 @@ impl PlannedSite {
     /// A layer whose scheme is known before the run.
     fn of_scheme(site: &Site, scheme: LayerScheme) -> Self {
         let bits = |s: Option<Scheme>| s.map_or(16, |s| s.element.bits());
-        let shape = [site.outputs, site.inputs];
         let tensors = scheme.tensors(&site.name, site.outputs, site.inputs);
         let bytes = tensors.iter().filter_map(|t| t.dtype.byte_len(&t.shape)).sum();
-        Self { bytes, ..Self::new(&site.name, shape, bits(scheme.weight), bits(scheme.input), false) }
+        Self { bytes, ..Self::new(site, bits(scheme.weight), bits(scheme.input), false) }
     }
 
     /// Weights.
@@ -220,8 +224,7 @@ pub fn plan(model: &Model, recipe: &Recipe, options: PlanOptions) -> Result<Plan
     let shifts = recipe.method == Method::Fpq && recipe.shifts != ShiftRule::None;
     let planned = |site: &Site| {
         let untouched = recipe.weight_bits == 16 && recipe.activation_bits == 16;
-        let shape = [site.outputs, site.inputs];
-        (!recipe.keeps(&site.name) && !untouched).then(|| match recipe.layer_scheme(&site.name) {
+        (!recipe.keeps(site) && !untouched).then(|| match recipe.layer_scheme(&site.name) {
             // What will be chosen is not known from the headers: the largest.
             Some(_) if !recipe.alternatives.is_empty() => {
                 let choices = recipe.choices();
@@ -229,15 +232,12 @@ pub fn plan(model: &Model, recipe: &Recipe, options: PlanOptions) -> Result<Plan
                 PlannedSite::of_scheme(site, *largest.unwrap_or(&choices[0]))
             }
             Some(scheme) => PlannedSite::of_scheme(site, scheme),
-            None => PlannedSite::new(&site.name, shape, recipe.weight_bits, recipe.activation_bits, shifts),
+            None => PlannedSite::new(site, recipe.weight_bits, recipe.activation_bits, shifts),
         })
     };
-    let linears = a.blocks.iter().flat_map(|b| &b.taps).flat_map(|t| &t.sites).chain([&a.head]);
-    let sites: Vec<PlannedSite> = linears.filter_map(planned).collect();
-    let embedding_name = a.embedding.trim_end_matches(".weight");
-    let embedding = (recipe.embedding_bits < 16 && !recipe.keeps(embedding_name)).then(|| {
-        PlannedSite::new(embedding_name, [a.vocabulary, a.hidden], recipe.embedding_bits, 16, false)
-    });
+    let sites: Vec<PlannedSite> = a.sites().filter_map(planned).collect();
+    let embedding = (recipe.embedding_bits < 16 && !recipe.keeps(a.embedding()))
+        .then(|| PlannedSite::new(a.embedding(), recipe.embedding_bits, 16, false));
 
     let all = || embedding.iter().chain(&sites);
     let elements: u64 = all().map(PlannedSite::elements).sum();
@@ -265,35 +265,35 @@ pub fn plan(model: &Model, recipe: &Recipe, options: PlanOptions) -> Result<Plan
 fn check_shapes(model: &Model, recipe: &Recipe) -> Result<(), QuantizeError> {
     let a = &model.architecture;
     check_bound(a, recipe)?;
-    let linears = a.blocks.iter().flat_map(|b| &b.taps).flat_map(|t| &t.sites).chain([&a.head]);
-    for site in linears.filter(|s| !recipe.keeps(&s.name)) {
+    for site in a.sites().filter(|s| !recipe.keeps(s)) {
         let layers = recipe.layer_scheme(&site.name).into_iter();
         let choices = if recipe.alternatives.is_empty() { Vec::new() } else { recipe.choices() };
         for scheme in layers.chain(choices).flat_map(|l| [l.weight, l.input]).flatten() {
-            scheme.check_shape(&format!("{}.weight", site.name), site.outputs, site.inputs)?;
+            scheme.check_shape(&site.weight(), site.outputs, site.inputs)?;
         }
     }
     Ok(())
 }
 
 /// Bytes of the tensors that the output takes over as they are; the choice is that of the job's last step.
-fn copied_bytes(model: &Model, sites: &[PlannedSite], embedding_coded: bool) -> Result<u64, CheckpointError> {
+fn copied_bytes(model: &Model, sites: &[PlannedSite], embedding_coded: bool) -> Result<u64, QuantizeError> {
     let (a, source) = (&model.architecture, &model.checkpoint);
     let bytes = |tensor: &str| Ok::<u64, CheckpointError>(source.find(tensor)?.bytes);
     let coded: std::collections::HashSet<&str> =
         sites.iter().filter(|s| s.coded()).map(|s| s.name.as_str()).collect();
     let is_coded = |tensor: &str| {
         tensor.strip_suffix(".weight").is_some_and(|n| coded.contains(n))
-            || (embedding_coded && tensor == a.embedding)
+            || (embedding_coded && tensor == a.embedding().weight())
     };
-    let head = format!("{}.weight", a.head.name);
+    let tied = a.head.output().filter(|_| a.head.tied);
     let mut total = 0;
-    for tensor in source.names().filter(|n| !(is_coded(n) || a.tied && *n == head)) {
+    for tensor in source.names().filter(|n| !is_coded(n) && tied.is_none_or(|head| *n != head.weight())) {
         total += bytes(tensor)?;
     }
-    let untied = a.tied && (embedding_coded || sites.iter().any(|s| s.name == a.head.name));
-    if untied && !is_coded(&head) {
-        total += bytes(&a.embedding)?;
+    if let Some(head) = tied.filter(|head| embedding_coded || sites.iter().any(|s| s.name == head.name)) {
+        for (_, from) in untied_tensors(model, head)?.iter().filter(|(name, _)| !is_coded(name)) {
+            total += bytes(from)?;
+        }
     }
     Ok(total)
 }
@@ -311,7 +311,7 @@ impl Shape<'_> {
     }
 
     fn tokens(&self) -> u64 {
-        (self.options.windows * self.options.window) as u64
+        self.options.rows as u64
     }
 
     fn sample(&self) -> u64 {
@@ -325,13 +325,13 @@ impl Shape<'_> {
 
     /// Activations at the widest tap, as the job counts them.
     fn activation_bytes(&self) -> u64 {
-        activation_bytes(self.architecture(), self.options.windows * self.options.window)
+        activation_bytes(self.architecture(), self.options.rows)
     }
 
     /// Memory for `channels` activations of every token.
     fn in_memory(&self, channels: u64) -> u64 {
         let tokens =
-            if self.spills() { cost::SPILL_WINDOWS * self.options.window as u64 } else { self.tokens() };
+            if self.spills() { cost::SPILL_WINDOWS * self.options.pack as u64 } else { self.tokens() };
         4 * tokens * channels
     }
 
@@ -341,9 +341,8 @@ impl Shape<'_> {
     }
 
     /// Bytes of a layer's weight as stored in the checkpoint.
-    fn stored_weight(&self, name: &str) -> Result<u64, CheckpointError> {
-        let tensor = format!("{name}.weight");
-        Ok(self.model.checkpoint.find(&tensor)?.bytes)
+    fn stored_weight(&self, site: &Site) -> Result<u64, CheckpointError> {
+        Ok(self.model.weight_info(site)?.bytes)
     }
 
     /// The largest of all moments.
@@ -358,13 +357,12 @@ impl Shape<'_> {
                 moments.push(self.tap_memory(b, block, tap)?);
             }
         }
-        if !self.recipe.keeps(&a.head.name) {
-            let table = a.embedding.trim_end_matches(".weight");
-            let name = if a.tied { table } else { &a.head.name };
-            let mut terms = vec![("process", self.process()), ("stored weights", self.stored_weight(name)?)];
+        for layer in a.head.layers.iter().filter(|l| !self.recipe.keeps(&l.site)) {
+            let site = &layer.site;
+            let mut terms = vec![("process", self.process()), ("stored weights", self.stored_weight(site)?)];
             terms.push(("activations", self.in_memory(a.hidden as u64)));
-            self.search_terms(std::slice::from_ref(&a.head), &mut terms);
-            moments.push(Memory { moment: "output layer".into(), terms });
+            self.search_terms(std::slice::from_ref(site), &mut terms);
+            moments.push(Memory { moment: format!("behind the last block, {}", site.kind()), terms });
         }
         let largest = moments.into_iter().reduce(|a, b| if b.peak_bytes() > a.peak_bytes() { b } else { a });
         Ok(largest.unwrap_or(Memory { moment: String::new(), terms: Vec::new() }))
@@ -377,15 +375,12 @@ impl Shape<'_> {
             Some(scheme) if is_block(scheme) && self.recipe.alternatives.iter().all(|&s| is_block(s)) => 0,
             _ => cost::WEIGHT_COPIES,
         };
-        let taps = a.blocks.iter().flat_map(|b| &b.taps).map(|t| t.sites.as_slice());
         let mut largest = Memory { moment: "the start".into(), terms: vec![("process", cost::PROCESS)] };
         let (mut last_stored, mut last_codes) = (0, 0);
-        for sites in taps.chain([std::slice::from_ref(&a.head)]) {
+        for sites in a.groups() {
             let (mut stored, mut values) = (0, 0);
-            for site in sites.iter().filter(|s| !self.recipe.keeps(&s.name)) {
-                let table = a.embedding.trim_end_matches(".weight");
-                let tied = a.tied && site.name == a.head.name;
-                stored += self.stored_weight(if tied { table } else { &site.name })?;
+            for site in sites.iter().filter(|s| !self.recipe.keeps(s)) {
+                stored += self.stored_weight(site)?;
                 values = values.max((site.outputs * site.inputs) as u64);
             }
             let codes = values * u64::from(self.recipe.weight_bits) / 8;
@@ -408,8 +403,9 @@ impl Shape<'_> {
 
     fn embedding_memory(&self, coded: bool) -> Result<Memory, CheckpointError> {
         let a = self.architecture();
-        let elements = (a.vocabulary * a.hidden) as u64;
-        let stored = self.stored_weight(a.embedding.trim_end_matches(".weight"))?;
+        let table = a.embedding();
+        let elements = (table.outputs * table.inputs) as u64;
+        let stored = self.stored_weight(table)?;
         let mut terms = vec![("process", self.process()), ("embedding table", stored)];
         if coded {
             terms.push(("embedding copies", cost::EMBEDDING_COPIES * 4 * elements));
@@ -425,7 +421,7 @@ impl Shape<'_> {
         let mut stored = 0;
         // The block's weights go tap by tap.
         for site in block.taps[tap..].iter().flat_map(|t| &t.sites) {
-            stored += self.stored_weight(&site.name)?;
+            stored += self.stored_weight(site)?;
         }
         let done: u64 =
             block.taps[..tap].iter().flat_map(|t| &t.sites).map(|s| (s.outputs * s.inputs) as u64).sum();
@@ -434,7 +430,8 @@ impl Shape<'_> {
             ("stored weights", stored),
             ("codes", done * u64::from(self.recipe.weight_bits.min(8)) / 8),
         ];
-        let channels = self.architecture().hidden as u64 + sites[0].inputs as u64;
+        let hidden = self.architecture().hidden;
+        let channels = block.carried(tap, hidden) as u64 + sites[0].inputs as u64;
         terms.push(("activations", self.in_memory(channels)));
         // Windows of the tap before, freed one by one, leave holes that are too small for wider ones.
         let before = tap.checked_sub(1).map_or(0, |t| block.taps[t].channels());
@@ -451,9 +448,9 @@ impl Shape<'_> {
         let k = channels as u64;
         let outputs: u64 = sites.iter().map(|s| s.outputs as u64).sum();
         let widest = outputs.max(k).min(4 * self.architecture().hidden.max(channels) as u64);
-        let forward = cost::FORWARD_COPIES * 4 * self.options.window as u64 * widest;
+        let forward = cost::FORWARD_COPIES * 4 * self.options.pack as u64 * widest;
         let chosen: Vec<u64> =
-            sites.iter().filter(|s| !self.recipe.keeps(&s.name)).map(|s| s.outputs as u64).collect();
+            sites.iter().filter(|s| !self.recipe.keeps(s)).map(|s| s.outputs as u64).collect();
         if chosen.is_empty() {
             terms.push(("forward pass", forward));
             return;
@@ -516,11 +513,14 @@ impl Shape<'_> {
             work.multiply_adds += forward * self.tokens() as f64;
             self.search_work(&tap.sites, &mut work);
         }
-        self.search_work(std::slice::from_ref(&a.head), &mut work);
+        for layer in &a.head.layers {
+            self.search_work(std::slice::from_ref(&layer.site), &mut work);
+        }
         if embedding && self.recipe.method == Method::Fpq {
             let formats = Element::searched(self.recipe.embedding_bits).len() as f64;
-            work.roundings +=
-                formats * self.recipe.weight_grid.steps as f64 * (a.vocabulary * a.hidden) as f64;
+            work.roundings += formats
+                * self.recipe.weight_grid.steps as f64
+                * (a.embedding().outputs * a.embedding().inputs) as f64;
         }
         work
     }
@@ -528,8 +528,7 @@ impl Shape<'_> {
     /// Each line is one of the steps of `methods::fpq`, or of `methods::gptq`.
     fn search_work(&self, sites: &[Site], work: &mut Work) {
         let recipe = self.recipe;
-        let rows: Vec<f64> =
-            sites.iter().filter(|s| !recipe.keeps(&s.name)).map(|s| s.outputs as f64).collect();
+        let rows: Vec<f64> = sites.iter().filter(|s| !recipe.keeps(s)).map(|s| s.outputs as f64).collect();
         let k = sites[0].inputs as f64;
         let (tokens, sample) = (self.tokens() as f64, self.sample() as f64);
         let all: f64 = rows.iter().sum();

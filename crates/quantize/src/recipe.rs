@@ -6,6 +6,7 @@ use halfbyte_checkpoint::LayerScheme;
 use halfbyte_formats::{
     BlockQuantizer, Element, Granularity, InputQuantizer, ScaleFormat, ScaleRule, Scheme,
 };
+use halfbyte_model::{Part, Site};
 use halfbyte_tensor::Precision;
 use serde::{Deserialize, Serialize, Serializer};
 use std::collections::BTreeMap;
@@ -154,7 +155,9 @@ pub struct Recipe {
     pub schemes: BTreeMap<String, Scheme>,
     /// How the scales of weights are chosen, for `method = "scheme"`.
     pub scales: Scales,
-    /// Layers left in full precision: `lm_head`, `embedding`, or parts of names such as `down_proj` or `layers.0.`.
+    /// Layers left in full precision: `lm_head` (whatever lies behind the last block: the output layer, or pooler and
+    /// classifier), `embedding` (the table of tokens or the projection of patches), or parts of names such as `down_proj` or
+    /// `layers.0.`.
     pub keep: Vec<String>,
     /// Which inputs layers are calibrated on.
     pub calibration: Calibration,
@@ -472,12 +475,14 @@ impl Recipe {
         }
     }
 
-    /// Whether the linear layer or table `name` is left alone.
-    pub fn keeps(&self, name: &str) -> bool {
-        let dotted = format!("{name}.");
-        self.keep
-            .iter()
-            .any(|k| if k == "embedding" { name.contains("embed") } else { dotted.contains(k.as_str()) })
+    /// Whether this linear layer or table is left alone.
+    pub fn keeps(&self, site: &Site) -> bool {
+        let dotted = format!("{}.", site.name);
+        self.keep.iter().any(|k| match k.as_str() {
+            "embedding" => site.part == Part::Embedding,
+            "lm_head" if site.part == Part::Head => true,
+            part => dotted.contains(part),
+        })
     }
 
     /// Checks what the types do not.
@@ -608,11 +613,15 @@ mod tests {
             keep: vec!["lm_head".into(), "layers.0.".into(), "embedding".into()],
             ..Recipe::default()
         };
-        assert!(
-            recipe.keeps("lm_head")
-                && recipe.keeps("model.layers.0.mlp.up_proj")
-                && recipe.keeps("model.embed_tokens")
-        );
-        assert!(!recipe.keeps("model.layers.10.mlp.up_proj"));
+        let site = |name: &str, part| Site::new(name, 1, 1).of(part);
+        let kept = [
+            site("lm_head", Part::Head),
+            site("bert.pooler.dense", Part::Head),
+            site("model.layers.0.mlp.up_proj", Part::Block),
+            site("model.embed_tokens", Part::Embedding),
+            site("transformer.wte", Part::Embedding),
+        ];
+        assert!(kept.iter().all(|s| recipe.keeps(s)));
+        assert!(!recipe.keeps(&site("model.layers.10.mlp.up_proj", Part::Block)));
     }
 }

@@ -20,9 +20,9 @@ pub struct Report {
     pub model: Option<ModelReport>,
     /// The recipe as it was run.
     pub recipe: Recipe,
-    /// Calibration windows.
+    /// Calibration inputs: windows of a text, sentences or images.
     pub calibration_windows: usize,
-    /// Calibration tokens in all.
+    /// Their tokens in all; for images the rows that they become.
     pub calibration_tokens: usize,
     /// Bytes of all tensors of the output.
     pub output_bytes: u64,
@@ -44,7 +44,7 @@ pub struct ModelReport {
     pub blocks: usize,
     /// Channels of the residual stream.
     pub hidden: usize,
-    /// Size of the vocabulary.
+    /// Size of the vocabulary; 0 for a model of images.
     pub vocabulary: usize,
     /// Numbers in all of its tensors.
     pub parameters: u64,
@@ -223,7 +223,7 @@ impl ModelReport {
             family: a.family.clone(),
             blocks: a.blocks.len(),
             hidden: a.hidden,
-            vocabulary: a.vocabulary,
+            vocabulary: a.vocabulary(),
             parameters: tensors().map(|t| t.shape.iter().product::<usize>() as u64).sum(),
             bytes: tensors().map(|t| t.bytes).sum(),
             values_of: model.values_of.clone(),
@@ -232,11 +232,11 @@ impl ModelReport {
 }
 
 impl Report {
-    /// Sums up the layers.
+    /// Sums up the layers of a run that saw so many calibration inputs and tokens.
     pub fn new(
         model: ModelReport,
         recipe: &Recipe,
-        windows: &[Vec<u32>],
+        (inputs, tokens): (usize, usize),
         output_bytes: u64,
         layers: Vec<LayerReport>,
     ) -> Self {
@@ -252,8 +252,8 @@ impl Report {
             halfbyte: env!("CARGO_PKG_VERSION").into(),
             model: Some(model),
             recipe: recipe.clone(),
-            calibration_windows: windows.len(),
-            calibration_tokens: windows.iter().map(Vec::len).sum(),
+            calibration_windows: inputs,
+            calibration_tokens: tokens,
             output_bytes,
             bits_per_weight: bits as f64 / weights.max(1) as f64,
             mean_relative_error: errors.iter().sum::<f64>() / errors.len().max(1) as f64,
@@ -288,7 +288,7 @@ mod tests {
             signal: 2.0,
             relative_error: 0.25,
         };
-        let report = Report::new(model, &Recipe::default(), &[vec![1, 2]], 99, vec![layer]);
+        let report = Report::new(model, &Recipe::default(), (1, 2), 99, vec![layer]);
         let text = report.to_json().unwrap();
         assert!(text.contains("\n    \"channel_max\": [1.5,2.0,0.25,0.0],\n"), "{text}");
         assert_eq!(serde_json::from_str::<Report>(&text).unwrap(), report);

@@ -3,7 +3,9 @@
 use crate::QuantizeError;
 use crate::store::Store;
 use halfbyte_model::Linear;
-use halfbyte_tensor::{Columns, Matrix, Precision, Rows, mix, product, product_into, sum_of_squares};
+use halfbyte_tensor::{
+    Columns, Matrix, Precision, Rows, mix, product, product_into, scale_columns, sum_of_squares,
+};
 
 /// Random directions along which the residual stream is measured. Its mean square is then known to about
 /// `√(2 / 64)`, 18 %, which is plenty for a weight, at a small part of the cost of the layer's product.
@@ -11,30 +13,44 @@ const DIRECTIONS: usize = 64;
 /// Rows of the weight turned to f32 at a time.
 const ROWS: usize = 256;
 
+/// The residual stream that a layer adds to.
+pub(crate) struct Residual<'a> {
+    /// The stream before, in the first channels of `[tokens, channels]`.
+    pub(crate) carry: &'a Store,
+    /// The factor on each channel of what the layer gives, if there is one.
+    pub(crate) scale: Option<&'a [f32]>,
+}
+
 /// One over the mean square of the residual stream behind `linear`, for every token of every window, scaled to a mean of
 /// one: the next norm divides by its root. Otherwise the few tokens with massive activations (arXiv 2402.17762) would
 /// outweigh all others.
 ///
-/// `carry` holds the stream before the layer `[tokens, hidden]`, `x` the layer's input. The stream behind, `r = c + W x + b`,
-/// is only looked at through `P r = P c + (P W) x + P b`, P being random signs (or the identity where the stream has no
-/// more channels than that): the mean of `(P r)²` is the square of r's length.
+/// `x` is the layer's input. The stream behind, `r = c + s (W x + b)`, is only looked at through
+/// `P r = P c + (P s W) x + P s b`, P being random signs (or the identity where the stream has no more channels than that):
+/// the mean of `(P r)²` is the square of r's length.
 ///
 /// # Errors
 /// When a store cannot be read.
 pub(crate) fn token_weights(
     linear: &Linear,
-    carry: &Store,
+    residual: &Residual,
     x: &Store,
     seed: u64,
 ) -> Result<Vec<Vec<f32>>, QuantizeError> {
     let (hidden, inputs) = (linear.site.outputs, linear.site.inputs);
     let directions = directions(hidden, seed);
-    let projected = projected(linear, &directions);
-    let bias =
-        linear.bias.as_ref().map(|b| product(&Rows::new(b, hidden), &Rows::new(&directions.data, hidden)));
+    let mut scaled = directions.clone();
+    if let Some(scale) = residual.scale {
+        scale_columns(&mut scaled.data, scale);
+    }
+    let projected = projected(linear, &scaled);
+    let bias = linear.bias.as_ref().map(|b| product(&Rows::new(b, hidden), &Rows::new(&scaled.data, hidden)));
+    let carried = residual.carry.channels();
     let mut weights = Vec::with_capacity(x.windows());
     for i in 0..x.windows() {
-        let mut seen = product(&Rows::new(&carry.get(i)?.data, hidden), &Rows::new(&directions.data, hidden));
+        let carry = residual.carry.get(i)?;
+        let mut seen =
+            product(&Rows::strided(&carry.data, carried, hidden), &Rows::new(&directions.data, hidden));
         let stride = seen.cols;
         product_into(
             &Rows::new(&x.get(i)?.data, inputs),
@@ -121,7 +137,7 @@ mod tests {
             store.put(0, Matrix::new(40, channels, data)).unwrap();
             store
         };
-        let site = Site { name: "down".into(), outputs: hidden, inputs: 5, bias: true };
+        let site = Site::new("down", hidden, 5).biased(true);
         let weight = Weight::Stored(RawTensor::F32(weight), 5);
         (
             Linear { site, weight, bias: Some(bias), input: None, precision: Precision::F32 },
@@ -136,7 +152,8 @@ mod tests {
         // Exactly for a narrow stream; for a wide one as well as the random directions tell.
         for (hidden, tolerance) in [(48, 1e-4), (700, 0.8)] {
             let (linear, carry, x, squares) = layer(hidden);
-            let weights = token_weights(&linear, &carry, &x, 0).unwrap().remove(0);
+            let residual = Residual { carry: &carry, scale: None };
+            let weights = token_weights(&linear, &residual, &x, 0).unwrap().remove(0);
             let scale = 40.0 / squares.iter().map(|s| 1.0 / s).sum::<f64>();
             let ratios: Vec<f64> =
                 weights.iter().zip(&squares).map(|(&w, s)| f64::from(w) * s / scale).collect();

@@ -2,15 +2,16 @@
 
 use crate::QuantizeError;
 use crate::clock::{Phase, timed};
+use crate::inputs::Packs;
 use crate::methods::{SiteResult, SiteWeight, quantize_tap};
 use crate::profile::Profile;
 use crate::recipe::{Calibration, Recipe};
-use crate::residual::token_weights;
+use crate::residual::{Residual, token_weights};
 use crate::store::{Place, Store};
 use crate::tap::TapInputs;
 use halfbyte_checkpoint::StoredLayer;
-use halfbyte_model::{Block, Carry, Embedding, Linear, Step, Tap, Weight};
-use halfbyte_tensor::Rotary;
+use halfbyte_model::{Block, Carry, Head, Input, Linear, Pool, RotaryTables, Stem, Step, Tap, Weight};
+use halfbyte_tensor::{Layout, Matrix};
 
 /// One linear layer's outcome.
 pub struct QuantizedSite {
@@ -29,11 +30,20 @@ pub struct QuantizedSite {
 /// Called after every tap with the number of its layers; an error stops the run.
 pub type OnTap<'a> = &'a mut dyn FnMut(usize) -> Result<(), QuantizeError>;
 
+/// What every block of a run shares.
+pub struct Surroundings<'a> {
+    /// Tables that reach to the longest sequence.
+    pub rotary: &'a RotaryTables,
+    /// The sequences in the rows of every window.
+    pub layouts: &'a [Layout],
+    /// Where activations are kept.
+    pub place: &'a Place,
+}
+
 /// The activations of all calibration windows at a tap.
 struct Stream<'a> {
     block: &'a Block,
-    rotary: &'a Rotary,
-    place: &'a Place,
+    around: &'a Surroundings<'a>,
     carry: Store,
     x: Store,
 }
@@ -41,35 +51,44 @@ struct Stream<'a> {
 impl<'a> Stream<'a> {
     fn enter(
         block: &'a Block,
-        rotary: &'a Rotary,
-        place: &'a Place,
+        around: &'a Surroundings<'a>,
         mut hidden: Store,
     ) -> Result<Self, QuantizeError> {
         let rows = hidden.rows().to_vec();
-        let mut carry = Store::new(place, hidden.channels(), &rows)?;
-        let mut x = Store::new(place, block.spec.taps[0].channels(), &rows)?;
+        let mut carry = Store::new(around.place, block.spec.carried(0, hidden.channels()), &rows)?;
+        let mut x = Store::new(around.place, block.spec.taps[0].channels(), &rows)?;
         for i in 0..rows.len() {
             let (c, first) = block.enter(hidden.take(i)?);
             carry.put(i, c.0)?;
             x.put(i, first)?;
         }
-        Ok(Self { block, rotary, place, carry, x })
+        Ok(Self { block, around, carry, x })
     }
 
     /// Goes from tap `tap` to the next through `linears`.
     fn advance(&mut self, tap: usize, linears: &[Linear]) -> Result<(), QuantizeError> {
         let rows = self.x.rows().to_vec();
         let next = self.block.spec.taps.get(tap + 1).map_or(0, Tap::channels);
-        let mut x = Store::new(self.place, next, &rows)?;
+        let mut x = Store::new(self.around.place, next, &rows)?;
+        // A parallel block carries half as much once the MLP's input has been used.
+        let narrows = self.block.spec.carried(tap, 1) > self.block.spec.carried(tap + 1, 1);
+        let half = self.carry.channels() / 2;
+        let mut narrow = narrows.then(|| Store::new(self.around.place, half, &rows)).transpose()?;
         for i in 0..rows.len() {
             let carry = Carry(self.carry.take(i)?);
-            match self.block.advance(tap, carry, &self.x.take(i)?, linears, self.rotary) {
-                Step::Tap(carry, next) => {
-                    self.carry.put(i, carry.0)?;
-                    x.put(i, next)?;
-                }
-                Step::Done(hidden) => self.carry.put(i, hidden)?,
+            let layout = &self.around.layouts[i];
+            let step = self.block.advance(tap, carry, &self.x.take(i)?, linears, self.around.rotary, layout);
+            let (carry, next) = match step {
+                Step::Tap(carry, next) => (carry.0, Some(next)),
+                Step::Done(hidden) => (hidden, None),
+            };
+            narrow.as_mut().unwrap_or(&mut self.carry).put(i, carry)?;
+            if let Some(next) = next {
+                x.put(i, next)?;
             }
+        }
+        if let Some(narrow) = narrow {
+            self.carry = narrow;
         }
         self.x = x;
         Ok(())
@@ -85,20 +104,20 @@ pub fn quantize_block(
     mut block: Block,
     hidden: Store,
     recipe: &Recipe,
-    rotary: &Rotary,
-    place: &Place,
+    around: &Surroundings,
     on_tap: OnTap,
 ) -> Result<(Store, Vec<QuantizedSite>), QuantizeError> {
     let mut all = std::mem::take(&mut block.linears);
     all.iter_mut().flatten().for_each(|linear| linear.precision = recipe.products.precision());
-    let mut stream = timed(Phase::Forward, || Stream::enter(&block, rotary, place, hidden))?;
+    let mut stream = timed(Phase::Forward, || Stream::enter(&block, around, hidden))?;
     let mut done = Vec::new();
     for (t, linears) in all.into_iter().enumerate() {
         let tap = &block.spec.taps[t];
         let weigh = recipe.token_weights && tap.kind.writes_residual();
         let weights = match weigh {
             true => Some(timed(Phase::Statistics, || {
-                token_weights(&linears[0], &stream.carry, &stream.x, recipe.seed)
+                let residual = Residual { carry: &stream.carry, scale: block.residual_scale(t) };
+                token_weights(&linears[0], &residual, &stream.x, recipe.seed)
             })?),
             false => None,
         };
@@ -122,22 +141,97 @@ pub fn quantize_block(
     Ok((stream.carry, done))
 }
 
-/// The input of the first block: the embedding of every window.
+/// The input of the first block for every pack of inputs.
 ///
 /// # Errors
-/// When a token is outside the vocabulary or a store cannot be written.
-pub fn embed(
-    table: &Embedding,
-    windows: &[Vec<u32>],
+/// When the network cannot take an input or a store cannot be written.
+pub(crate) fn embed(
+    stem: &Stem,
+    inputs: &[Input],
+    packs: &Packs,
     hidden: usize,
     place: &Place,
 ) -> Result<Store, QuantizeError> {
-    let rows: Vec<usize> = windows.iter().map(Vec::len).collect();
-    let mut store = Store::new(place, hidden, &rows)?;
-    for (i, window) in windows.iter().enumerate() {
-        store.put(i, table.embed(window)?)?;
+    let mut store = Store::new(place, hidden, &packs.rows())?;
+    for (i, range) in packs.ranges.iter().enumerate() {
+        store.put(i, stem.embed(&inputs[range.clone()])?.0)?;
     }
     Ok(store)
+}
+
+/// Quantizes the layers behind the last block, for its output `hidden`.
+///
+/// # Errors
+/// As [`quantize_block`].
+pub(crate) fn quantize_head(
+    mut head: Head,
+    mut hidden: Store,
+    recipe: &Recipe,
+    around: &Surroundings,
+) -> Result<Vec<QuantizedSite>, QuantizeError> {
+    let linears = std::mem::take(&mut head.linears);
+    let mut windows: Vec<Matrix> = Vec::with_capacity(hidden.windows());
+    let Some(first) = linears.first() else { return Ok(Vec::new()) };
+    // Rows that are not pooled are as many as before, and may not fit in memory.
+    let mut x = match head.spec.pool {
+        Pool::All => Store::new(around.place, first.site.inputs, hidden.rows())?,
+        _ => {
+            for i in 0..hidden.windows() {
+                windows.push(head.enter(&hidden.take(i)?, &around.layouts[i]));
+            }
+            let rows: Vec<usize> = windows.iter().map(|w| w.rows).collect();
+            Store::new(&Place::Memory, first.site.inputs, &rows)?
+        }
+    };
+    for i in 0..hidden.windows() {
+        let window = match windows.get_mut(i) {
+            Some(pooled) => std::mem::take(pooled),
+            None => head.enter(&hidden.take(i)?, &around.layouts[i]),
+        };
+        x.put(i, window)?;
+    }
+    drop(hidden);
+    let mut done = Vec::new();
+    let count = linears.len();
+    for (layer, linear) in linears.into_iter().enumerate() {
+        let inputs = TapInputs { x, weights: None };
+        let linear = [linear];
+        let results = quantize_sites(&linear, &inputs, recipe)?;
+        x = inputs.x;
+        let last = layer + 1 == count;
+        let [linear] = linear;
+        if last {
+            done.extend(results.into_iter().flatten().map(|r| quantized(&linear, r)));
+            break;
+        }
+        let through = match recipe.calibration {
+            Calibration::FullPrecision => {
+                done.extend(results.into_iter().flatten().map(|r| quantized(&linear, r)));
+                linear
+            }
+            Calibration::Sequential => {
+                let (mut replaced, sites) = replace(vec![linear], results);
+                done.extend(sites);
+                replaced.remove(0)
+            }
+        };
+        let mut next = Store::new(around.place, through.site.outputs, x.rows())?;
+        for i in 0..x.windows() {
+            next.put(i, head.advance(layer, &x.take(i)?, &through))?;
+        }
+        x = next;
+    }
+    Ok(done)
+}
+
+fn quantized(linear: &Linear, result: SiteResult) -> QuantizedSite {
+    QuantizedSite {
+        name: linear.site.name.clone(),
+        stored: StoredLayer { weight: result.weight, input: result.input },
+        error: result.error,
+        signal: result.signal,
+        profile: result.profile,
+    }
 }
 
 /// Quantizes the layers of one tap but those that the recipe keeps, for which the answer is `None`.
@@ -146,7 +240,7 @@ pub(crate) fn quantize_sites(
     inputs: &TapInputs,
     recipe: &Recipe,
 ) -> Result<Vec<Option<SiteResult>>, QuantizeError> {
-    let chosen: Vec<bool> = linears.iter().map(|l| !recipe.keeps(&l.site.name)).collect();
+    let chosen: Vec<bool> = linears.iter().map(|l| !recipe.keeps(&l.site)).collect();
     let weights: Vec<SiteWeight> = linears
         .iter()
         .zip(&chosen)
@@ -169,18 +263,9 @@ fn replace(linears: Vec<Linear>, results: Vec<Option<SiteResult>>) -> (Vec<Linea
         .map(|(linear, result)| match result {
             None => linear,
             Some(result) => {
-                sites.push(QuantizedSite {
-                    name: linear.site.name.clone(),
-                    stored: StoredLayer { weight: result.weight.clone(), input: result.input.clone() },
-                    error: result.error,
-                    signal: result.signal,
-                    profile: result.profile,
-                });
-                Linear {
-                    weight: result.weight.map_or(linear.weight, Weight::Quantized),
-                    input: result.input,
-                    ..linear
-                }
+                let (weight, input) = (result.weight.clone(), result.input.clone());
+                sites.push(quantized(&linear, result));
+                Linear { weight: weight.map_or(linear.weight, Weight::Quantized), input, ..linear }
             }
         })
         .collect();

@@ -28,11 +28,8 @@ pub(crate) fn run(
         let layer = job.recipe.layer_scheme(&site.name);
         layer.and_then(|l| Some((l, l.weight?))).ok_or_else(missing)
     };
-    let taps = architecture.blocks.iter().flat_map(|b| &b.taps).map(|t| t.sites.as_slice());
-    let taps: Vec<Vec<&Site>> = taps
-        .chain([std::slice::from_ref(&architecture.head)])
-        .map(|sites| sites.iter().filter(|s| !job.recipe.keeps(&s.name)).collect())
-        .collect();
+    let taps: Vec<Vec<&Site>> =
+        architecture.groups().map(|sites| sites.iter().filter(|s| !job.recipe.keeps(s)).collect()).collect();
     let sites = || taps.iter().flatten();
     progress.begin(sites().count(), 0);
     let (mut schemes, mut specs) = (std::collections::BTreeMap::new(), Vec::new());
@@ -111,16 +108,13 @@ fn read_tap(
     spare: &mut Vec<RawTensor>,
 ) -> Result<Vec<RawTensor>, QuantizeError> {
     let read = |site: &&Site| {
-        // A tied output layer is the embedding.
-        let own = format!("{}.weight", site.name);
-        let tensor = if model.checkpoint.contains(&own) { &own } else { &model.architecture.embedding };
         let fits = |t: &RawTensor| t.len() >= site.outputs * site.inputs;
         let place = (0..spare.len()).filter(|&i| fits(&spare[i])).min_by_key(|&i| spare[i].len());
         let memory = place.map(|i| spare.swap_remove(i));
         if memory.is_none() {
             spare.clear(); // What is too small for one layer is not kept for another.
         }
-        Ok(model.checkpoint.read_raw_into(tensor, &[site.outputs, site.inputs], memory)?)
+        Ok(model.full_weight_into(site, memory)?)
     };
     sites.iter().map(read).collect()
 }

@@ -32,7 +32,7 @@ fn inputs(tokens: usize, channels: usize) -> TapInputs {
 
 fn run(inputs: &TapInputs, recipe: &Recipe) -> SiteResult {
     let weight = random(40, inputs.channels(), 3);
-    let site = Site { name: "layer".into(), outputs: 40, inputs: inputs.channels(), bias: false };
+    let site = Site::new("layer", 40, inputs.channels());
     quantize_tap(inputs, vec![SiteWeight { site, weight }], recipe).unwrap().remove(0)
 }
 

@@ -1,5 +1,6 @@
 //! Scaled dot-product attention over sequences.
 
+use crate::activation::tanh_of;
 use crate::layout::{Run, Tree};
 use crate::ops::softmax;
 use crate::product::product_serial;
@@ -22,6 +23,36 @@ pub struct AttentionShape {
     pub causal: bool,
     /// How many tokens, itself included, a causal token sees at most.
     pub window: Option<usize>,
+    /// `c` of `c · tanh(score / c)`, which bounds scores (Gemma 2, arXiv 2408.00118).
+    pub soft_cap: Option<f32>,
+    /// Whether scores get a bias that falls with the distance (ALiBi, arXiv 2108.12409).
+    pub alibi: bool,
+}
+
+impl AttentionShape {
+    /// Heads that all have keys and values of their own, scores divided by the root of `head_dim`; nothing hidden, bounded
+    /// or biased.
+    pub fn plain(heads: usize, head_dim: usize) -> Self {
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        Self {
+            heads,
+            kv_heads: heads,
+            head_dim,
+            scale,
+            causal: false,
+            window: None,
+            soft_cap: None,
+            alibi: false,
+        }
+    }
+
+    /// The bias of head `head` per position (ALiBi): powers of `2^(−8/n)` for the power of two `n` at or below the number of
+    /// heads, and for heads beyond that the odd powers of its root.
+    fn slope(&self, head: usize) -> f32 {
+        let n = if self.heads.is_power_of_two() { self.heads } else { self.heads.next_power_of_two() / 2 };
+        let power = if head < n { (head + 1) as f64 } else { (2 * (head - n) + 1) as f64 / 2.0 };
+        2f64.powf(-8.0 * power / n as f64) as f32
+    }
 }
 
 /// Rows of queries computed together.
@@ -110,6 +141,14 @@ impl<'a> Queries<'a> {
                     row[seen..].fill(0.0);
                     let row = &mut row[hidden..seen];
                     row.iter_mut().for_each(|s| *s *= shape.scale);
+                    if let Some(cap) = shape.soft_cap {
+                        row.iter_mut().for_each(|s| *s = cap * tanh_of(*s / cap));
+                    }
+                    if shape.alibi {
+                        let slope = shape.slope(head);
+                        let first = hidden + self.from;
+                        row.iter_mut().enumerate().for_each(|(c, s)| *s += slope * (first + c) as f32);
+                    }
                     softmax(row);
                 }
             }
@@ -175,7 +214,10 @@ mod tests {
                 let seen = |j: usize| !s.causal || (j <= t && s.window.is_none_or(|w| t - j < w));
                 let score = |j: usize| -> f64 {
                     let pairs = (0..s.head_dim).map(|d| (q.row(t)[h * s.head_dim + d], k.row(j)[g + d]));
-                    pairs.map(|(a, b)| f64::from(a) * f64::from(b)).sum::<f64>() * f64::from(s.scale)
+                    let score =
+                        pairs.map(|(a, b)| f64::from(a) * f64::from(b)).sum::<f64>() * f64::from(s.scale);
+                    let score = s.soft_cap.map_or(score, |c| f64::from(c) * (score / f64::from(c)).tanh());
+                    if s.alibi { score - f64::from(s.slope(h)) * (t as f64 - j as f64) } else { score }
                 };
                 let e: Vec<f64> = (0..k.rows).map(|j| if seen(j) { score(j).exp() } else { 0.0 }).collect();
                 let total: f64 = e.iter().sum();
@@ -192,12 +234,32 @@ mod tests {
     fn agrees_with_the_definition_for_every_mask() {
         let (q, k, v) = (values(210, 32, 1), values(210, 16, 2), values(210, 16, 3));
         for (causal, window) in [(true, None), (false, None), (true, Some(8)), (true, Some(150))] {
-            let shape = AttentionShape { heads: 4, kv_heads: 2, head_dim: 8, scale: 0.35, causal, window };
+            let shape = AttentionShape { kv_heads: 2, causal, window, ..AttentionShape::plain(4, 8) };
             let (fast, slow) =
                 (attention(&shape, &Layout::sequence(210), &q, &k, &v), plain(&shape, &q, &k, &v));
             let worst = fast.data.iter().zip(&slow.data).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             assert!(worst < 2e-5, "causal {causal}, window {window:?}: {worst}");
         }
+    }
+
+    #[test]
+    fn agrees_with_the_definition_for_bounded_and_biased_scores() {
+        let (q, k, v) = (values(110, 48, 1), values(110, 48, 2), values(110, 48, 3));
+        for (soft_cap, alibi) in [(Some(1.5), false), (None, true), (Some(2.0), true)] {
+            let shape = AttentionShape { causal: true, soft_cap, alibi, ..AttentionShape::plain(6, 8) };
+            let (fast, slow) =
+                (attention(&shape, &Layout::sequence(110), &q, &k, &v), plain(&shape, &q, &k, &v));
+            let worst = fast.data.iter().zip(&slow.data).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(worst < 2e-5, "soft cap {soft_cap:?}, alibi {alibi}: {worst}");
+        }
+    }
+
+    #[test]
+    fn slopes_are_those_of_the_paper() {
+        let slopes = |heads| (0..heads).map(|h| AttentionShape::plain(heads, 8).slope(h)).collect::<Vec<_>>();
+        assert_eq!(slopes(8), [0.5, 0.25, 0.125, 0.0625, 0.03125, 0.015625, 0.0078125, 0.00390625]);
+        // Six heads: those of four, then the first two odd ones of eight.
+        assert_eq!(slopes(6), [0.25, 0.0625, 0.015625, 0.00390625, 0.5, 0.125]);
     }
 
     /// Rows `rows` of `m`.
@@ -215,8 +277,7 @@ mod tests {
         let n = layout.rows();
         let (q, k, v) = (values(n, 32, 1), values(n, 16, 2), values(n, 16, 3));
         for window in [None, Some(8), Some(60)] {
-            let shape =
-                AttentionShape { heads: 4, kv_heads: 2, head_dim: 8, scale: 0.35, causal: true, window };
+            let shape = AttentionShape { kv_heads: 2, causal: true, window, ..AttentionShape::plain(4, 8) };
             let packed = attention(&shape, &layout, &q, &k, &v);
             let mut start = 0;
             for (trunk, branches) in trees {

@@ -62,6 +62,11 @@ impl Layout {
             .flat_map(|run| (0..run.rows.len()).map(move |i| run.position + i))
     }
 
+    /// The rows of every trunk, its branches included, in order.
+    pub fn ranges(&self) -> impl Iterator<Item = Range<usize>> + '_ {
+        self.trees.iter().map(|t| t.start..t.start + t.rows())
+    }
+
     /// Every tree.
     pub(crate) fn trees(&self) -> &[Tree] {
         &self.trees
@@ -111,5 +116,6 @@ mod tests {
         layout.push(0, &[1, 1]);
         assert_eq!(layout.positions().collect::<Vec<_>>(), [0, 1, 0, 1, 2, 3, 4, 3, 0, 0]);
         assert_eq!(layout.rows(), 10);
+        assert_eq!(layout.ranges().collect::<Vec<_>>(), [0..2, 2..8, 8..10]);
     }
 }

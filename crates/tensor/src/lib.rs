@@ -5,6 +5,7 @@
 //! of a product is one chain of fused multiply-adds in index order; each reduction has a fixed number of lanes that
 //! are added in a fixed order; nothing else uses fused operations.
 
+mod activation;
 mod attention;
 mod cholesky;
 mod layout;
@@ -15,6 +16,7 @@ mod ops;
 mod product;
 mod random;
 
+pub use activation::{gelu, gelu_tanh, relu, silu, tanh};
 pub use attention::{AttentionShape, attention};
 pub use cholesky::{NotPositiveDefinite, cholesky_in_place, solve_lower, solve_lower_transposed};
 pub use layout::Layout;
@@ -22,7 +24,7 @@ pub use matrix::Matrix;
 pub use microkernel::{Isa, isa};
 pub use operand::{Columns, Operand, Rows, Stored};
 pub use ops::{
-    Rotary, add_assign, dot, kl_divergence, layer_norm, log_sum_exp, rms_norm, scale_columns, silu, softmax,
+    Rotary, add_assign, dot, kl_divergence, layer_norm, log_sum_exp, rms_norm, scale_columns, softmax,
     sum_of_squares,
 };
 pub use product::{Precision, gram, mirror, product, product_into};

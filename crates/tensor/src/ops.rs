@@ -87,7 +87,7 @@ pub fn layer_norm(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: &mut [
 /// `e^x` to about one unit in the last place for `x ≤ 88`, 0 below −87: Cody and Waite's reduction and a polynomial of
 /// degree 6, in plain multiplications and additions so that every instruction set gives the same bits.
 #[inline(always)]
-fn exp(x: f32) -> f32 {
+pub(crate) fn exp(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0; // 1.5 · 2^23: adding and subtracting it rounds to an integer
     let x = x.clamp(-87.3, 88.3);
     let n = (x * std::f32::consts::LOG2_E + ROUND) - ROUND;
@@ -128,14 +128,6 @@ pub fn kl_divergence(reference: &[f32], x: &[f32]) -> f64 {
     // Differences of logits first: they are small where the models agree, and lose nothing to the size of the logits.
     let (total, shift) = (total as f32, (total - other) as f32);
     reduce(reference, x, |p, q| exp(p - total) * ((p - q) - shift)).max(0.0)
-}
-
-/// `x_i ← x_i / (1 + e^(−x_i))`, the SiLU activation.
-#[multiversion(targets("x86_64+avx512f", "x86_64+avx2"))]
-pub fn silu(x: &mut [f32]) {
-    for v in x.iter_mut() {
-        *v /= 1.0 + exp(-*v);
-    }
 }
 
 /// Rotary position embedding in the half-split form of Hugging Face: channel `i` is paired with `i + d/2`

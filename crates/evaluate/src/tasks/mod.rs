@@ -208,6 +208,7 @@ pub fn run_tasks(
     cache: Option<&Cache>,
     progress: &mut dyn Progress,
 ) -> Result<Vec<TaskOutcome>, EvaluateError> {
+    EvaluateError::require_language_model(model)?;
     let (tokenizer, most) = (model.tokenizer()?, model.architecture.context);
     let items = tasks.iter().map(|t| t.items(&tokenizer, most)).collect::<Result<Vec<_>, _>>()?;
     let mut book: Book<Vec<Likelihood>> = match cache {

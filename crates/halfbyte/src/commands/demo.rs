@@ -101,8 +101,8 @@ fn row(name: &str, model: &Model, tokens: &[u32], out: &Path) -> anyhow::Result<
     // Calibrated on the very text that is evaluated, a little further on: nothing to cover beyond it.
     let recipe = Recipe { keep, coverage: 0.0, ..Recipe::named(name)? };
     let windows =
-        calibration_windows(&recipe, tokens, model.architecture.vocabulary, WINDOW, CALIBRATION_WINDOWS)?;
-    let job = Job { model, recipe: &recipe, windows: &windows, out, activation_memory: 1 << 30, pages: None };
+        calibration_windows(&recipe, tokens, model.architecture.vocabulary(), WINDOW, CALIBRATION_WINDOWS)?;
+    let job = Job { model, recipe: &recipe, inputs: &windows, out, activation_memory: 1 << 30, pages: None };
     let report = quantize(&job, &mut Quiet)?.report;
     let seconds = start.elapsed().as_secs_f64();
     let perplexity = evaluate(&Model::open(out)?, tokens)?;

@@ -6,7 +6,7 @@ use crate::cli::InspectArgs;
 use crate::output::{self, Table, bytes, thousands};
 use anyhow::Context;
 use halfbyte_checkpoint::Manifest;
-use halfbyte_model::Model;
+use halfbyte_model::{Model, StemSpec};
 use halfbyte_quantize::LayerReport;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -84,13 +84,10 @@ fn quantized(args: &InspectArgs, model: &Model, manifest: &Manifest) -> anyhow::
 /// What the quantized layers themselves tell, in the order of the network.
 fn stored_layers(model: &Model, manifest: &Manifest) -> anyhow::Result<Vec<LayerReport>> {
     let a = &model.architecture;
-    let table = (a.embedding.trim_end_matches(".weight"), [a.vocabulary, a.hidden]);
-    let sites = a.blocks.iter().flat_map(|b| &b.taps).flat_map(|t| &t.sites).chain([&a.head]);
-    let sites = sites.map(|s| (s.name.as_str(), [s.outputs, s.inputs]));
     let mut layers = Vec::new();
-    for (name, [rows, cols]) in [table].into_iter().chain(sites) {
-        let (Some(scheme), Some(stored)) = (manifest.layers.get(name), model.stored_layer(name, rows, cols)?)
-        else {
+    for site in [a.embedding()].into_iter().chain(a.sites()) {
+        let (name, rows, cols) = (&site.name, site.outputs, site.inputs);
+        let (Some(scheme), Some(stored)) = (manifest.layers.get(name), model.stored_layer(site)?) else {
             continue;
         };
         let tensors = manifest.layout.tensors(scheme, name, rows, cols).unwrap_or_default();
@@ -183,7 +180,7 @@ fn original(args: &InspectArgs, model: &Model) -> anyhow::Result<()> {
         entry.2 += size;
     }
     let parameters: u64 = dtypes.values().map(|d| d.1).sum();
-    let linears = a.blocks.iter().flat_map(|b| &b.taps).map(|t| t.sites.len()).sum::<usize>() + 1;
+    let linears = a.sites().count();
     if args.output.json {
         let by_type: serde_json::Map<String, Value> = dtypes
             .iter()
@@ -194,13 +191,14 @@ fn original(args: &InspectArgs, model: &Model) -> anyhow::Result<()> {
             "quantized": model.values_of.is_some(),
             "stored_as": model.values_of,
             "family": a.family,
+            "task": a.head.task.name(),
             "parameters": parameters,
             "layers": a.blocks.len(),
             "linear_layers": linears,
             "hidden": a.hidden,
-            "vocabulary": a.vocabulary,
+            "vocabulary": a.vocabulary(),
             "context": a.context,
-            "tied_embeddings": a.tied,
+            "tied_embeddings": a.head.tied,
             "dtypes": by_type,
         }));
     }
@@ -209,17 +207,25 @@ fn original(args: &InspectArgs, model: &Model) -> anyhow::Result<()> {
         None => writeln!(text, "{} is an original checkpoint, not quantized\n", args.dir.display())?,
         Some(form) => writeln!(text, "{} is a quantized model: {form}\n", args.dir.display())?,
     }
-    writeln!(text, "family         {}", a.family)?;
+    writeln!(text, "family         {}, {}", a.family, a.head.task.name())?;
     writeln!(text, "parameters     {}", thousands(parameters))?;
     writeln!(text, "layers         {} blocks, {linears} linear layers", a.blocks.len())?;
     writeln!(text, "hidden         {}", a.hidden)?;
-    writeln!(
-        text,
-        "vocabulary     {}{}",
-        a.vocabulary,
-        if a.tied { ", tied with the output layer" } else { "" }
-    )?;
-    writeln!(text, "context        {} tokens", a.context)?;
+    match &a.stem {
+        StemSpec::Text(_) => {
+            let tied = if a.head.tied { ", tied with the output layer" } else { "" };
+            writeln!(text, "vocabulary     {}{tied}", a.vocabulary())?;
+            writeln!(text, "context        {} tokens", a.context)?;
+        }
+        StemSpec::Image(image) => {
+            let ([height, width], [down, across]) = (image.size, image.patch);
+            writeln!(text, "images         {height} x {width} pixels, patches of {down} x {across}")?;
+            writeln!(text, "rows           {} an image", a.context)?;
+        }
+    }
+    if let Some(output) = a.head.output().filter(|_| a.head.task.is_classification()) {
+        writeln!(text, "classes        {}", output.outputs)?;
+    }
     for (name, (tensors, _, size)) in &dtypes {
         writeln!(text, "stored         {tensors} tensors of {name}, {}", bytes(*size))?;
     }

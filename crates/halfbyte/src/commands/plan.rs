@@ -23,7 +23,7 @@ pub(crate) fn run(args: &PlanArgs, every_layer: bool) -> anyhow::Result<()> {
     let text_windows = args.calibration.calibration_windows;
     let windows = text_windows + recipe.coverage_windows(text_windows);
     let window = calibration_window(&args.calibration, &model)?;
-    let (plan, options) = planned(&model, &recipe, &args.calibration, windows, window)?;
+    let (plan, _) = planned(&model, &recipe, &args.calibration, windows, window)?;
     for target in &args.to {
         if !recipe.alternatives.is_empty() && !target.is_mixed() {
             return Err(Failure::new(format!(
@@ -51,7 +51,7 @@ pub(crate) fn run(args: &PlanArgs, every_layer: bool) -> anyhow::Result<()> {
         output::duration(seconds),
         rayon::current_num_threads()
     )?;
-    writeln!(text, "calibration    {} windows of {} tokens", options.windows, options.window)?;
+    writeln!(text, "calibration    {} windows of {} tokens", windows, window)?;
     writeln!(text, "\nMemory when it is largest, at {}:", plan.memory.moment)?;
     for (name, size) in &plan.memory.terms {
         writeln!(text, "  {name:<18} {:>10}", bytes(*size))?;
@@ -130,7 +130,7 @@ pub(crate) fn planned(
     window: usize,
 ) -> anyhow::Result<(Plan, PlanOptions)> {
     let with = |activation_memory| {
-        let options = PlanOptions { windows, window, activation_memory };
+        let options = PlanOptions::inputs(windows, window, activation_memory);
         Ok::<_, anyhow::Error>((halfbyte_quantize::plan(model, recipe, options)?, options))
     };
     let Some(limit) = args.memory_limit else {

@@ -10,7 +10,7 @@ use crate::{recipes, system};
 use anyhow::Context;
 use halfbyte_checkpoint::require_space;
 use halfbyte_evaluate::read_text;
-use halfbyte_model::Model;
+use halfbyte_model::{Input, Model, Task};
 use halfbyte_quantize::{Job, Plan, Recipe, calibration_windows, partial_dir, phase_seconds};
 use serde_json::{Map, Value, json};
 use std::fmt::Write;
@@ -27,19 +27,19 @@ pub(crate) fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
     let recipe = recipes::chosen(&args.recipe, &model.architecture)?;
     let window = calibration_window(&args.calibration, &model)?;
     let wanted = args.calibration.calibration_windows;
-    let windows = windows(args, &recipe, &model, window)?;
+    let inputs = inputs(args, &recipe, &model, window)?;
 
-    let (plan, options) = planned(&model, &recipe, &args.calibration, windows.len(), window)?;
+    let (plan, options) = planned(&model, &recipe, &args.calibration, inputs.len(), window)?;
     let activation_memory = options.activation_memory;
     if !args.output.json {
         let mut text = headline(&plan)?;
         text += &source_line(&model);
-        match windows.len() {
+        match inputs.len() {
             0 => writeln!(text, "calibration    none, weights alone decide")?,
             n => writeln!(text, "calibration    {n} windows of {window} tokens")?,
         }
         let drawn = recipe.coverage_windows(wanted);
-        if !windows.is_empty() && windows.len() < wanted + drawn {
+        if !inputs.is_empty() && inputs.len() < wanted + drawn {
             writeln!(
                 text,
                 "               (the text is too short for the {wanted} of --calibration-windows)"
@@ -55,7 +55,7 @@ pub(crate) fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
     let job = Job {
         model: &model,
         recipe: &recipe,
-        windows: &windows,
+        inputs: &inputs,
         out: &args.out,
         activation_memory,
         pages: Some(&report::pages),
@@ -112,15 +112,20 @@ pub(crate) fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
     output::print(&text)
 }
 
-/// The windows to calibrate on; none where the recipe needs no text.
-fn windows(
-    args: &QuantizeArgs,
-    recipe: &Recipe,
-    model: &Model,
-    window: usize,
-) -> anyhow::Result<Vec<Vec<u32>>> {
+/// What to calibrate on; nothing where the recipe needs no text.
+fn inputs(args: &QuantizeArgs, recipe: &Recipe, model: &Model, window: usize) -> anyhow::Result<Vec<Input>> {
     if !recipe.needs_calibration() {
         return Ok(Vec::new());
+    }
+    let task = model.architecture.head.task;
+    if task != Task::LanguageModel {
+        return Err(Failure::new(format!(
+            "the recipe {} needs inputs to calibrate on, and they cannot be read yet for {}",
+            recipe.name,
+            task.name()
+        ))
+        .hint("recipes of fixed schemes such as nvfp4-w4a16 need none")
+        .into());
     }
     let path = args.text.as_ref().ok_or_else(|| {
         Failure::new(format!("the recipe {} needs a text to calibrate on", recipe.name))
@@ -129,7 +134,7 @@ fn windows(
     let text = read_text(path).context("--calibration")?;
     let tokens = model.tokenizer()?.encode(&text)?;
     let wanted = args.calibration.calibration_windows;
-    let windows = calibration_windows(recipe, &tokens, model.architecture.vocabulary, window, wanted)
+    let windows = calibration_windows(recipe, &tokens, model.architecture.vocabulary(), window, wanted)
         .with_context(|| path.display().to_string())?;
     info!(tokens = tokens.len(), windows = windows.len(), window, "calibration text tokenised");
     Ok(windows)

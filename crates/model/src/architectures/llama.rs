@@ -1,44 +1,35 @@
 //! LLaMA 1–3, TinyLlama, SmolLM2, Mistral, Qwen2 and Qwen3: pre-norm decoders with rotary embedding and a gated SiLU
 //! MLP. They differ in biases, query/key norms and sliding windows.
 
-use super::{Architecture, BlockSpec, NormSpec, Site, Tap, TapKind};
 use crate::config::{Config, invalid, unsupported};
-use crate::{ModelError, Rope};
+use crate::{
+    Activation, Architecture, BlockSpec, HeadSpec, Mlp, ModelError, NormSpec, Part, Projections, Rope, Site,
+    StemSpec, Sublayer, TextStem,
+};
 use halfbyte_tensor::AttentionShape;
 
 pub(super) fn describe(family: &str, config: &Config) -> Result<Architecture, ModelError> {
     let hidden = config.size("hidden_size")?;
-    let layers = config.size("num_hidden_layers")?;
-    let heads = config.size("num_attention_heads")?;
+    let layers = config.layers("num_hidden_layers")?;
+    let (heads, head_dim) = config.heads("num_attention_heads", hidden)?;
     let kv_heads = config.size_or("num_key_value_heads")?.unwrap_or(heads);
     let vocabulary = config.size("vocab_size")?;
     let width = config.size("intermediate_size")?;
     let context = config.size_or("max_position_embeddings")?.unwrap_or(2048);
     let eps = config.number("rms_norm_eps")?.unwrap_or(1e-6) as f32;
-    if layers > 4096 {
-        return Err(invalid("num_hidden_layers", format!("{layers} is more than 4096")));
-    }
     if heads % kv_heads != 0 {
         return Err(invalid(
             "num_key_value_heads",
             format!("{kv_heads} does not divide the {heads} attention heads"),
         ));
     }
-    let head_dim = match config.size_or("head_dim")? {
-        Some(dim) => dim,
-        None if hidden % heads == 0 => hidden / heads,
-        None => {
-            return Err(invalid(
-                "num_attention_heads",
-                format!("{heads} does not divide hidden_size {hidden}"),
-            ));
-        }
-    };
     if head_dim % 2 != 0 {
         return Err(invalid("head_dim", format!("{head_dim} is odd, rotary embedding needs pairs")));
     }
-    if let Some(act) = config.text("hidden_act")?.filter(|a| !matches!(*a, "silu" | "swish")) {
-        return Err(unsupported("hidden_act", act));
+    let activation = config.activation("hidden_act", Activation::Silu)?;
+    match config.class(classes(family), Some("ForCausalLM"))? {
+        "ForCausalLM" => {}
+        other => return Err(unsupported("architectures", format!("{}{other}", classes(family)))),
     }
     // What the family adds by convention, unless the config says otherwise.
     let attention_bias = config.flag("attention_bias", false)?;
@@ -47,69 +38,68 @@ pub(super) fn describe(family: &str, config: &Config) -> Result<Architecture, Mo
     let tied = config.flag("tie_word_embeddings", false)?;
     let windows = windows(family, config, layers)?;
 
-    let norm = |name: String| NormSpec { name: format!("{name}.weight"), eps };
-    let blocks = (0..layers)
-        .map(|layer| {
-            let prefix = format!("model.layers.{layer}");
-            let site = |name: &str, outputs, inputs, bias| Site {
-                name: format!("{prefix}.{name}"),
-                outputs,
-                inputs,
-                bias,
-            };
-            let (q, kv) = (heads * head_dim, kv_heads * head_dim);
-            let taps = vec![
-                Tap {
-                    kind: TapKind::AttentionInput,
-                    sites: vec![
-                        site("self_attn.q_proj", q, hidden, qkv_bias),
-                        site("self_attn.k_proj", kv, hidden, qkv_bias),
-                        site("self_attn.v_proj", kv, hidden, qkv_bias),
-                    ],
-                },
-                Tap {
-                    kind: TapKind::AttentionOutput,
-                    sites: vec![site("self_attn.o_proj", hidden, q, attention_bias)],
-                },
-                Tap {
-                    kind: TapKind::MlpInput,
-                    sites: vec![
-                        site("mlp.gate_proj", width, hidden, mlp_bias),
-                        site("mlp.up_proj", width, hidden, mlp_bias),
-                    ],
-                },
-                Tap { kind: TapKind::MlpInner, sites: vec![site("mlp.down_proj", hidden, width, mlp_bias)] },
-            ];
-            BlockSpec {
-                taps,
-                attention_norm: norm(format!("{prefix}.input_layernorm")),
-                mlp_norm: norm(format!("{prefix}.post_attention_layernorm")),
-                query_key_norm: (family == "qwen3").then(|| {
-                    (norm(format!("{prefix}.self_attn.q_norm")), norm(format!("{prefix}.self_attn.k_norm")))
-                }),
-                attention: AttentionShape {
-                    heads,
-                    kv_heads,
-                    head_dim,
-                    scale: 1.0 / (head_dim as f32).sqrt(),
-                    causal: true,
-                    window: windows[layer],
-                },
-            }
-        })
-        .collect();
+    let norm = |name: String| NormSpec::rms(name, eps);
+    let block = |layer: usize| {
+        let prefix = format!("model.layers.{layer}");
+        let site = |name: &str, outputs, inputs, bias| {
+            Site::new(format!("{prefix}.{name}"), outputs, inputs).biased(bias)
+        };
+        let (q, kv) = (heads * head_dim, kv_heads * head_dim);
+        BlockSpec {
+            taps: BlockSpec::four_taps(
+                vec![
+                    site("self_attn.q_proj", q, hidden, qkv_bias),
+                    site("self_attn.k_proj", kv, hidden, qkv_bias),
+                    site("self_attn.v_proj", kv, hidden, qkv_bias),
+                ],
+                site("self_attn.o_proj", hidden, q, attention_bias),
+                vec![
+                    site("mlp.gate_proj", width, hidden, mlp_bias),
+                    site("mlp.up_proj", width, hidden, mlp_bias),
+                ],
+                site("mlp.down_proj", hidden, width, mlp_bias),
+            ),
+            around_attention: Sublayer::before(norm(format!("{prefix}.input_layernorm"))),
+            around_mlp: Sublayer::before(norm(format!("{prefix}.post_attention_layernorm"))),
+            parallel: false,
+            projections: Projections::Separate,
+            query_key_norm: (family == "qwen3").then(|| {
+                (norm(format!("{prefix}.self_attn.q_norm")), norm(format!("{prefix}.self_attn.k_norm")))
+            }),
+            rope: Some(0),
+            attention: AttentionShape {
+                kv_heads,
+                causal: true,
+                window: windows[layer],
+                ..AttentionShape::plain(heads, head_dim)
+            },
+            mlp: Mlp::Gated,
+            activation,
+        }
+    };
     Ok(Architecture {
         family: family.into(),
         hidden,
-        vocabulary,
         context,
-        rope: Rope::from_config(config, head_dim, context)?,
-        embedding: "model.embed_tokens.weight".into(),
-        final_norm: norm("model.norm".into()),
-        head: Site { name: "lm_head".into(), outputs: vocabulary, inputs: hidden, bias: false },
-        tied,
-        blocks,
+        stem: StemSpec::Text(TextStem::plain("model.embed_tokens", vocabulary, hidden)),
+        ropes: vec![Rope::from_config(config, head_dim, context)?],
+        blocks: (0..layers).map(block).collect(),
+        head: HeadSpec::language_model(
+            norm("model.norm".into()),
+            Site::new("lm_head", vocabulary, hidden).of(Part::Head),
+            tied,
+        ),
     })
+}
+
+/// What the family's classes in transformers begin with.
+fn classes(family: &str) -> &'static str {
+    match family {
+        "mistral" => "Mistral",
+        "qwen2" => "Qwen2",
+        "qwen3" => "Qwen3",
+        _ => "Llama",
+    }
 }
 
 /// The sliding window of every layer. Mistral slides in all layers; Qwen only where `layer_types`, or

@@ -1,0 +1,34 @@
+//! Norms with their weights.
+
+use crate::spec::{NormKind, NormSpec};
+use halfbyte_tensor::{Matrix, layer_norm, rms_norm};
+
+/// A norm with its weights.
+#[derive(Debug)]
+pub(crate) struct Norm {
+    spec: NormSpec,
+    weight: Vec<f32>,
+    bias: Vec<f32>,
+}
+
+impl Norm {
+    /// From the stored weight and, for LayerNorm, the bias.
+    pub(crate) fn new(spec: &NormSpec, mut weight: Vec<f32>, bias: Vec<f32>) -> Self {
+        if let NormKind::Rms { offset } = spec.kind
+            && offset != 0.0
+        {
+            weight.iter_mut().for_each(|w| *w += offset);
+        }
+        Self { spec: spec.clone(), weight, bias }
+    }
+
+    /// The norm of every piece of `x` that is as long as the weight: rows, or the heads of a row.
+    pub(crate) fn apply(&self, x: &Matrix) -> Matrix {
+        let mut out = Matrix::zeros(x.rows, x.cols);
+        match self.spec.kind {
+            NormKind::Rms { .. } => rms_norm(&x.data, &self.weight, self.spec.eps, &mut out.data),
+            NormKind::Layer => layer_norm(&x.data, &self.weight, &self.bias, self.spec.eps, &mut out.data),
+        }
+        out
+    }
+}

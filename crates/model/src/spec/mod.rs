@@ -1,0 +1,163 @@
+//! A network as data: everything that this crate needs in order to compute it.
+
+mod block;
+mod head;
+mod site;
+mod stem;
+
+pub use block::{BlockSpec, Mlp, Producer, Projections, Sublayer, Tap, TapKind};
+pub use head::{HeadLayer, HeadSpec, Pool, Task};
+pub use site::{Part, Site, Stored};
+pub use stem::{Extra, ImageStem, StemSpec, TextStem};
+
+use crate::{Input, Rope};
+use halfbyte_tensor::{Matrix, Rotary, gelu, gelu_tanh, relu, silu, tanh};
+
+/// A network as data.
+#[derive(Clone, Debug)]
+pub struct Architecture {
+    /// `model_type` of the config.
+    pub family: String,
+    /// Channels of the residual stream.
+    pub hidden: usize,
+    /// Longest sequence the config allows; for images the rows of one.
+    pub context: usize,
+    /// How an input becomes the first block's input.
+    pub stem: StemSpec,
+    /// Rotary embeddings; blocks name theirs by number.
+    pub ropes: Vec<Rope>,
+    /// The blocks, first to last.
+    pub blocks: Vec<BlockSpec>,
+    /// What is made of the last block's output.
+    pub head: HeadSpec,
+}
+
+impl Architecture {
+    /// The embedding table `[vocabulary, hidden]`, or the projection of patches `[hidden, channels · height · width]`.
+    pub fn embedding(&self) -> &Site {
+        match &self.stem {
+            StemSpec::Text(text) => &text.table,
+            StemSpec::Image(image) => &image.projection,
+        }
+    }
+
+    /// Size of the vocabulary; 0 for a model of images.
+    pub fn vocabulary(&self) -> usize {
+        match &self.stem {
+            StemSpec::Text(text) => text.table.outputs,
+            StemSpec::Image(_) => 0,
+        }
+    }
+
+    /// Rows of the residual stream that an input becomes.
+    pub fn rows(&self, input: &Input) -> usize {
+        match (&self.stem, input) {
+            (StemSpec::Text(_), Input::Tokens(ids) | Input::Segments { ids, .. }) => ids.len(),
+            (StemSpec::Image(image), _) => image.rows(),
+            (StemSpec::Text(_), Input::Pixels { .. }) => 0,
+        }
+    }
+
+    /// The linear layers but the embedding in the order of the computation, those with the same input together: the taps
+    /// of every block, then the layers of the head one by one.
+    pub fn groups(&self) -> impl Iterator<Item = &[Site]> {
+        let taps = self.blocks.iter().flat_map(|b| &b.taps).map(|t| t.sites.as_slice());
+        taps.chain(self.head.layers.iter().map(|l| std::slice::from_ref(&l.site)))
+    }
+
+    /// The linear layers of [`groups`](Self::groups) one by one.
+    pub fn sites(&self) -> impl Iterator<Item = &Site> {
+        self.groups().flatten()
+    }
+
+    /// Whether this layer's weight is stored as the embedding's alone.
+    pub fn is_tied(&self, site: &Site) -> bool {
+        self.head.tied && self.head.output().is_some_and(|o| o.name == site.name)
+    }
+
+    /// Rotary tables for that many positions.
+    pub fn rotary(&self, positions: usize) -> RotaryTables {
+        RotaryTables(self.ropes.iter().map(|r| r.tables(positions)).collect())
+    }
+
+    /// Names and shapes of all tensors of an unquantized checkpoint, in the order of the computation.
+    pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
+        let mut tensors = self.stem.tensors(self.hidden);
+        self.blocks.iter().for_each(|b| tensors.extend(b.tensors(self.hidden)));
+        tensors.extend(self.head.tensors(self.hidden));
+        tensors
+    }
+}
+
+/// The tables of every rotary embedding of a network.
+#[derive(Clone, Debug)]
+pub struct RotaryTables(pub(crate) Vec<Rotary>);
+
+/// The tensors of a norm, `name.weight` and, where it has one, `name.bias`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NormSpec {
+    /// Name of the layer.
+    pub name: String,
+    /// Which norm it is.
+    pub kind: NormKind,
+    /// Added to the mean square or variance.
+    pub eps: f32,
+}
+
+/// Which norm a norm is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum NormKind {
+    /// RMSNorm; `offset` is added to the stored weight (1 in Gemma).
+    Rms {
+        /// The offset.
+        offset: f32,
+    },
+    /// LayerNorm with a bias.
+    Layer,
+}
+
+impl NormSpec {
+    /// An RMSNorm whose weight is stored as it is used.
+    pub fn rms(name: impl Into<String>, eps: f32) -> Self {
+        Self { name: name.into(), kind: NormKind::Rms { offset: 0.0 }, eps }
+    }
+
+    /// A LayerNorm.
+    pub fn layer(name: impl Into<String>, eps: f32) -> Self {
+        Self { name: name.into(), kind: NormKind::Layer, eps }
+    }
+
+    /// Names and shapes of its tensors, for this many channels.
+    pub fn tensors(&self, channels: usize) -> impl Iterator<Item = (String, Vec<usize>)> {
+        let bias = (self.kind == NormKind::Layer).then(|| (format!("{}.bias", self.name), vec![channels]));
+        [(format!("{}.weight", self.name), vec![channels])].into_iter().chain(bias)
+    }
+}
+
+/// A function of single values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// `x / (1 + e^−x)`
+    Silu,
+    /// GELU with the exact normal distribution function.
+    Gelu,
+    /// GELU by a hyperbolic tangent.
+    GeluTanh,
+    /// `max(x, 0)`
+    Relu,
+    /// Hyperbolic tangent.
+    Tanh,
+}
+
+impl Activation {
+    /// Replaces every value by its image.
+    pub fn apply(self, x: &mut Matrix) {
+        match self {
+            Self::Silu => silu(&mut x.data),
+            Self::Gelu => gelu(&mut x.data),
+            Self::GeluTanh => gelu_tanh(&mut x.data),
+            Self::Relu => relu(&mut x.data),
+            Self::Tanh => tanh(&mut x.data),
+        }
+    }
+}
