@@ -29,7 +29,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut store = Store::new(&Place::Memory, cols, &[x.rows])?;
     store.put(0, x)?;
     let inputs = TapInputs { x: store, weights: None };
-    let site = Site { name: "layer".into(), outputs: rows, inputs: cols, bias: false };
+    let site = Site::new("layer", rows, cols);
     let result = quantize_tap(&inputs, vec![SiteWeight { site, weight }], &recipe)?.remove(0);
 
     if let Some(input) = &result.input {

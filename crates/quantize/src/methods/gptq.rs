@@ -128,8 +128,7 @@ mod tests {
     /// Two layers of one input.
     fn run(inputs: &TapInputs, recipe: &Recipe) -> Vec<SiteResult> {
         let site = |rows: usize, seed: u64| {
-            let name = format!("layer{seed}");
-            let site = Site { name, outputs: rows, inputs: inputs.channels(), bias: false };
+            let site = Site::new(&format!("layer{seed}"), rows, inputs.channels());
             SiteWeight { site, weight: random(rows, inputs.channels(), seed) }
         };
         recipe.check().unwrap();
