@@ -456,7 +456,8 @@ pub(crate) struct RecipeArgs {
     /// text is just what the model will read.
     #[arg(long, value_name = "SHARE", help_heading = RECIPE)]
     pub(crate) coverage: Option<f32>,
-    /// How fixed schemes (nvfp4, mxfp4) choose the scales of weights.
+    /// How fixed schemes (nvfp4, mxfp4) choose the scales of weights [default for built-in recipes: weighted with --calibration,
+    /// else sweep].
     #[arg(long, help_heading = RECIPE)]
     pub(crate) scales: Option<ScalesChoice>,
     /// Rounds of the search, 1 to 100.
@@ -481,7 +482,7 @@ pub(crate) struct CalibrationArgs {
     /// What to calibrate on, such as the model will be given: for a language model a UTF-8 text of a few pages, of which the
     /// first windows are used; for another model of texts a tsv, jsonl or parquet file of texts, or a txt file with one a
     /// line; for a model of images a folder of JPEG and PNG files. Labels are not needed. Recipes whose weights alone
-    /// decide, such as nvfp4-w4a16, need nothing.
+    /// decide, such as nvfp4-w4a16, need nothing, and choose better scales with it.
     #[arg(long = "calibration", value_name = "DATA")]
     pub(crate) data: Option<PathBuf>,
     /// Images, or texts of a model that is no language model, to calibrate on: drawn with the recipe's seed.

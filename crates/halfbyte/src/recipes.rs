@@ -4,10 +4,15 @@ use crate::cli::{GridChoice, RecipeArgs};
 use crate::fail::Failure;
 use halfbyte_model::{Architecture, Task};
 use halfbyte_quantize::search::Grid;
-use halfbyte_quantize::{Recipe, load_recipe};
+use halfbyte_quantize::{Recipe, Scales, load_recipe};
 
-/// The recipe of the options, for a model with these layers.
-pub(crate) fn chosen(args: &RecipeArgs, architecture: &Architecture) -> anyhow::Result<Recipe> {
+/// The recipe of the options, for a model with these layers. With calibration data a built-in recipe that would choose block
+/// scales by the weights alone looks at the inputs too, which is better by far (docs/formats.md).
+pub(crate) fn chosen(
+    args: &RecipeArgs,
+    architecture: &Architecture,
+    calibrated: bool,
+) -> anyhow::Result<Recipe> {
     let mut recipe = load_recipe(&args.recipe)?;
     if let Some(keep) = &args.keep {
         for wanted in keep {
@@ -41,8 +46,13 @@ pub(crate) fn chosen(args: &RecipeArgs, architecture: &Architecture) -> anyhow::
         None if !language_model => recipe.coverage = 0.0,
         None => {}
     }
-    if let Some(scales) = args.scales {
-        recipe.scales = scales.into();
+    let by_weights = recipe.scales == Scales::Sweep && !recipe.uses_factor();
+    match args.scales {
+        Some(scales) => recipe.scales = scales.into(),
+        None if calibrated && by_weights && Recipe::names().contains(&args.recipe) => {
+            recipe.scales = Scales::Weighted;
+        }
+        None => {}
     }
     if let Some(rounds) = args.rounds {
         recipe.rounds = rounds;

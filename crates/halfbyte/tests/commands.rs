@@ -95,6 +95,9 @@ fn the_plan_is_what_quantize_does() {
         ("minmax-fp-w6a6", &["--keep", "down_proj,layers.0.", "--embedding-bits", "6"]),
         ("fpq-baseline-w8a8", &["--keep", "lm_head,embedding", "--rounds", "1"]),
         ("minmax-fp-w4a8", &["--embedding-bits", "16"]),
+        // Blocks do not divide the 172 inputs of these.
+        ("nvfp4-gptq-w4a4", &["--keep", "lm_head,down_proj"]),
+        ("int4-g32-gptq-w4a16", &["--keep", "down_proj"]),
         (inputs_only, &[]),
         (nothing, &[]),
     ] {

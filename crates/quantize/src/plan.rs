@@ -463,7 +463,8 @@ impl Shape<'_> {
             return;
         }
         let all: u64 = chosen.iter().sum();
-        let group = if self.recipe.share_input { all } else { chosen.iter().copied().max().unwrap_or(0) };
+        let together = self.recipe.share_input || self.recipe.method == Method::Scheme;
+        let group = if together { all } else { chosen.iter().copied().max().unwrap_or(0) };
         let weights = 4 * group * k;
         terms.push(("weights in f32", 4 * all * k));
         // Then one of these, whichever is largest.
@@ -473,9 +474,11 @@ impl Shape<'_> {
             + cost::COMPARED_OUTPUTS * 4 * sample * group.min(cost::COMPARED_ROWS)
             + group * k * u64::from(self.recipe.weight_bits.min(8)) / 8;
         let mut moments = vec![("forward pass", forward), ("compare and pack", packing)];
-        if self.recipe.method == Method::Fpq {
+        let searched = self.recipe.method == Method::Fpq;
+        let rounded = self.recipe.method == Method::Scheme && self.recipe.uses_factor();
+        if searched || rounded {
             let recipe = self.recipe;
-            if recipe.activation_bits < 16 {
+            if searched && recipe.activation_bits < 16 {
                 let again = recipe.first == First::Weight || recipe.rounds > 1;
                 let copies = cost::SAMPLE_COPIES + if again { cost::LINEAR_COPIES } else { 0 };
                 let balanced = if chosen.len() > 1 && recipe.share_input { weights } else { 0 };
@@ -529,7 +532,7 @@ impl Shape<'_> {
         work
     }
 
-    /// Each line is one of the steps of `methods::fpq`.
+    /// Each line is one of the steps of `methods::fpq`, or of `methods::gptq`.
     fn search_work(&self, sites: &[Site], work: &mut Work) {
         let recipe = self.recipe;
         let rows: Vec<f64> = sites.iter().filter(|s| !recipe.keeps(s)).map(|s| s.outputs as f64).collect();
@@ -542,6 +545,14 @@ impl Shape<'_> {
         work.multiply_adds += 2.0 * sample * all * k;
         if recipe.method != Method::Fpq {
             work.roundings += all * k;
+            if recipe.method == Method::Scheme && recipe.uses_factor() {
+                let quantized = recipe.activation_bits < 16;
+                let moments = if quantized { 1.5 } else { 0.5 };
+                let corrected = if quantized && recipe.correct { all + all.min(k) } else { 0.0 };
+                work.multiply_adds +=
+                    moments * tokens * k * k + (k * k * k / 6.0 + (corrected + all / 2.0) * k * k);
+                work.roundings += cost::CODES_TRIED * all * k;
+            }
             return;
         }
         let (groups, n) =

@@ -177,6 +177,8 @@ pub struct Recipe {
     pub correct: bool,
     /// Whether the error of each rounded column is fed back into those after it (GPTQ, arXiv 2210.17323).
     pub feedback: bool,
+    /// Whether feedback begins with the columns of the largest second moments; otherwise with the first.
+    pub act_order: bool,
     /// Damping of correction and feedback, relative to the Gram matrix's diagonal.
     pub damping: f32,
     /// Rounds of coordinate descent.
@@ -223,6 +225,7 @@ impl Default for Recipe {
             share_input: true,
             correct: true,
             feedback: true,
+            act_order: true,
             damping: 0.3,
             rounds: 1,
             first: First::Input,
@@ -244,7 +247,7 @@ const BITS: [(&str, u32, u32); 5] =
     [("w4a4", 4, 4), ("w6a6", 6, 6), ("w8a8", 8, 8), ("w4a8", 4, 8), ("w4a16", 4, 16)];
 
 /// Recipes of fixed schemes: name, scheme of weights, scheme of inputs.
-const SCHEMES: [(&str, &str, &str); 9] = [
+const SCHEMES: [(&str, &str, &str); 14] = [
     ("nvfp4-w4a16", "e2m1/group16/e4m3", ""),
     ("nvfp4-w4a4", "e2m1/group16/e4m3", "e2m1/group16/e4m3/dynamic"),
     ("mxfp4-w4a16", "e2m1/group32/e8m0", ""),
@@ -254,6 +257,11 @@ const SCHEMES: [(&str, &str, &str); 9] = [
     ("int4-g32-w4a16", "int4/group32", ""),
     ("int8-w8a16", "int8/channel", ""),
     ("int8-w8a8", "int8/channel", "int8/channel/dynamic"),
+    ("nvfp4-gptq-w4a16", "e2m1/group16/e4m3", ""),
+    ("nvfp4-gptq-w4a4", "e2m1/group16/e4m3", "e2m1/group16/e4m3/dynamic"),
+    ("mxfp4-gptq-w4a16", "e2m1/group32/e8m0", ""),
+    ("mxfp4-gptq-w4a4", "e2m1/group32/e8m0", "e2m1/group32/e8m0/dynamic"),
+    ("int4-g32-gptq-w4a16", "int4/group32", ""),
 ];
 
 impl Recipe {
@@ -267,7 +275,7 @@ impl Recipe {
     fn of_schemes(name: &str, weight: &str, input: &str) -> Option<Self> {
         let weight: Scheme = weight.parse().ok()?;
         let input: Option<Scheme> = input.parse().ok();
-        Some(Self {
+        let nearest = Self {
             name: name.into(),
             method: Method::Scheme,
             weight_bits: weight.element.bits(),
@@ -283,13 +291,30 @@ impl Recipe {
             feedback: false,
             products: Products::F32,
             ..Self::default()
+        };
+        if !name.contains("-gptq-") {
+            return Some(nearest);
+        }
+        Some(Self {
+            calibration: Calibration::Sequential,
+            correct: input.is_some(),
+            feedback: true,
+            damping: 0.01,
+            products: Products::Bf16,
+            ..nearest
         })
+    }
+
+    /// Whether weights are rounded by the factor of their inputs' Gram matrix.
+    pub fn uses_factor(&self) -> bool {
+        self.correct || self.feedback
     }
 
     /// Whether the run has to see a calibration text: not where weights alone decide.
     pub fn needs_calibration(&self) -> bool {
         self.method != Method::Scheme
             || self.scales == Scales::Weighted
+            || self.uses_factor()
             || self.possible().iter().any(|s| s.input.is_some_and(InputQuantizer::has_scale))
     }
 

@@ -1,10 +1,12 @@
 //! Recipes in TOML files.
 
+use crate::recipe::Method;
 use crate::{QuantizeError, Recipe};
 use std::path::Path;
 
 /// The built-in recipe of this name, or else the recipe in the TOML file at this path. Fields that the file leaves out
-/// have the default recipe's values; the name is that of the file.
+/// have the default recipe's values; the name is that of the file. With `method = "scheme"`, `correct` and `feedback` are off
+/// unless the file says otherwise.
 ///
 /// # Errors
 /// [`QuantizeError::UnknownRecipe`] for what is neither; for a file, what is wrong with it, by field.
@@ -33,9 +35,18 @@ fn parse(text: &str) -> Result<Recipe, String> {
             e.span().and_then(|s| text.get(..s.start)).map_or(1, |before| before.matches('\n').count() + 1);
         format!("line {line}: {}", e.message())
     };
-    let recipe: Recipe = toml::from_str(text).map_err(at)?;
-    let named = text.parse::<toml::Table>().map_err(at)?.contains_key("name");
-    Ok(if named { recipe } else { Recipe { name: UNNAMED.into(), ..recipe } })
+    let mut recipe: Recipe = toml::from_str(text).map_err(at)?;
+    let table = text.parse::<toml::Table>().map_err(at)?;
+    let says = |field: &str| table.contains_key(field);
+    if !says("name") {
+        recipe.name = UNNAMED.into();
+    }
+    if recipe.method == Method::Scheme {
+        // They need a calibration text, which rounding to nearest does not.
+        recipe.correct &= says("correct");
+        recipe.feedback &= says("feedback");
+    }
+    Ok(recipe)
 }
 
 /// The recipe as a TOML file, every field written out.

@@ -17,7 +17,7 @@ use std::fmt::Write;
 pub(crate) fn run(args: &PlanArgs, every_layer: bool) -> anyhow::Result<()> {
     system::use_threads(args.machine.threads)?;
     let model = open_original(&args.model, args.requantize)?;
-    let recipe = recipes::chosen(&args.recipe, &model.architecture)?;
+    let recipe = recipes::chosen(&args.recipe, &model.architecture, args.calibration.data.is_some())?;
     let (amount, words) = calibration::amount(&model, &recipe, &args.calibration)?;
     let (plan, _) = planned(&model, &recipe, &args.calibration, amount)?;
     for target in &args.to {

@@ -23,7 +23,7 @@ pub(crate) fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
     system::use_threads(args.machine.threads)?;
     system::stop_on_interrupt()?;
     let model = open_original(&args.model, args.requantize)?;
-    let recipe = recipes::chosen(&args.recipe, &model.architecture)?;
+    let recipe = recipes::chosen(&args.recipe, &model.architecture, args.calibration.data.is_some())?;
     let samples = calibration::read(&model, &recipe, &args.calibration)?;
     let amount = PlanOptions::of(&model.architecture, &samples.inputs, 0);
     let (plan, options) = planned(&model, &recipe, &args.calibration, amount)?;

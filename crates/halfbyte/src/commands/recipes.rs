@@ -15,7 +15,7 @@ pub(crate) fn run(args: &RecipesArgs) -> anyhow::Result<()> {
 }
 
 /// What the part of a name before the bits means.
-const METHODS: [(&str, &str); 10] = [
+const METHODS: [(&str, &str); 13] = [
     ("minmax-int", "integers scaled by the largest magnitude"),
     ("minmax-fp", "floats with two exponent bits, scaled by the largest magnitude"),
     ("fpq-baseline", "LLM-FP4's search of format and scale, without pre-shifted exponent biases"),
@@ -25,6 +25,9 @@ const METHODS: [(&str, &str); 10] = [
     ("fp8", "float8_e4m3fn, a scale for each output channel and token; lm_head and embedding kept"),
     ("int4-g32", "integers in groups of 32; lm_head and embedding kept"),
     ("int8", "integers, a scale for each output channel and token; lm_head and embedding kept"),
+    ("nvfp4-gptq", "as nvfp4, rounded with error feedback (GPTQ)"),
+    ("mxfp4-gptq", "as mxfp4, rounded with error feedback (GPTQ)"),
+    ("int4-g32-gptq", "as int4-g32, rounded with error feedback (GPTQ)"),
     ("fpq", "the default: LLM-FP4 with everything that we found to improve it at the same bits"),
 ];
 
@@ -89,7 +92,14 @@ const FIELDS: &[(&str, &str)] = &[
     ("max_shift", "largest shift that shifts = \"error\" may choose; maximum always stops at 2^E - 1"),
     ("share_input", "one input quantizer for the layers that share an input (q/k/v, gate/up)"),
     ("correct", "first correct the weights for the error of their quantized inputs"),
-    ("feedback", "feed each column's rounding error back into those after it (GPTQ)"),
+    (
+        "feedback",
+        "feed each column's rounding error back into those after it (GPTQ); with method = \"scheme\" off if left out, as correct",
+    ),
+    (
+        "act_order",
+        "whether feedback begins with the columns of the largest second moments; scales stay with them",
+    ),
     ("damping", "of correction and feedback, relative to each channel's second moment"),
     ("rounds", "of the search, 1 to 100"),
     ("first", "what a round begins with: weight (published) or input"),

@@ -4,7 +4,7 @@
 //! The layers of a tap share NVFP4's tensor scales, that of the weights and that of the input: engines fuse q/k/v and
 //! gate/up into one product.
 
-use super::{SiteResult, SiteWeight, output_error};
+use super::{SiteResult, SiteWeight, gptq, output_error};
 use crate::QuantizeError;
 use crate::profile::{Profile, short, weight_histogram};
 use crate::recipe::{Recipe, Scales};
@@ -26,25 +26,29 @@ pub(super) fn quantize_tap(
     sites: Vec<SiteWeight>,
     recipe: &Recipe,
 ) -> Result<Vec<SiteResult>, QuantizeError> {
-    let energy = if recipe.scales == Scales::Weighted { channel_energy(inputs)? } else { Vec::new() };
+    // With a factor the weights of the errors are its own.
+    let weigh = recipe.scales == Scales::Weighted && !recipe.uses_factor();
+    let energy = if weigh { channel_energy(inputs)? } else { Vec::new() };
     let largest = sites.iter().map(|s| kernel::max_abs(&s.weight.data)).fold(0.0f32, f32::max);
     let own = sites.iter().map(|s| recipe.layer_scheme(&s.site.name).unwrap_or(NONE)).collect();
     let choices: Vec<Vec<LayerScheme>> = match recipe.alternatives.is_empty() {
         true => vec![own],
         false => recipe.choices().into_iter().map(|choice| vec![choice; sites.len()]).collect(),
     };
-    // The layers here take the scheme of least error together.
+    // The layers here take the scheme of least error together, by rounding to nearest.
+    let layered = !recipe.alternatives.is_empty();
     let mut best: Option<(f64, Vec<LayerScheme>, Vec<Option<QuantizedMatrix>>)> = None;
     for layers in choices {
         let (mut total, mut coded) = (0.0, Vec::with_capacity(sites.len()));
         for (SiteWeight { site, weight }, layer) in sites.iter().zip(&layers) {
-            let Some(scheme) = layer.weight else {
+            // With a factor codes come later, for the scheme that is chosen.
+            let Some(scheme) = layer.weight.filter(|_| !recipe.uses_factor() || layered) else {
                 coded.push(None);
                 continue;
             };
             let matrix =
                 quantize(&site.name, &weight.data, weight.cols, scheme, largest, recipe.scales, &energy)?;
-            if !recipe.alternatives.is_empty() {
+            if layered {
                 total += weighted_error(&matrix, &weight.data, &energy);
             }
             coded.push(Some(matrix));
@@ -53,7 +57,21 @@ pub(super) fn quantize_tap(
             best = Some((total, layers, coded));
         }
     }
-    let Some((_, layers, coded)) = best else { return Ok(Vec::new()) };
+    let Some((_, layers, mut coded)) = best else { return Ok(Vec::new()) };
+    if recipe.uses_factor() {
+        coded.clear();
+        for same in layers.chunk_by(|a, b| a == b) {
+            let members = &sites[coded.len()..coded.len() + same.len()];
+            let Some(scheme) = same[0].weight else {
+                coded.extend(members.iter().map(|_| None));
+                continue;
+            };
+            let input = input_quantizer(channel_max, same[0].input)?;
+            coded.extend(
+                gptq::quantize(inputs, input.as_ref(), members, scheme, recipe)?.into_iter().map(Some),
+            );
+        }
+    }
     let mut results = Vec::with_capacity(sites.len());
     // The inputs as the layer before saw them: nearly always the same.
     let mut last: Option<(Option<InputQuantizer>, Cow<Matrix>)> = None;
@@ -128,19 +146,24 @@ fn channel_energy(inputs: &TapInputs) -> Result<Vec<f32>, QuantizeError> {
             energy.iter_mut().zip(row).for_each(|(e, &x)| *e += weight * f64::from(x) * f64::from(x));
         }
     }
-    // Only ratios count, and a mean of one keeps them far from the ends of f32.
-    let mean = (energy.iter().sum::<f64>() / energy.len().max(1) as f64).max(f64::MIN_POSITIVE);
-    Ok(energy.into_iter().map(|e| (e / mean) as f32).collect())
+    Ok(of_mean_one(&energy))
 }
 
-/// Quantizes a weight of `cols` columns; `largest` is the largest magnitude of all layers that share the input.
+/// Weights of errors, of which only ratios count; a mean of one keeps them far from the ends of f32.
+pub(super) fn of_mean_one(energy: &[f64]) -> Vec<f32> {
+    let mean = (energy.iter().sum::<f64>() / energy.len().max(1) as f64).max(f64::MIN_POSITIVE);
+    energy.iter().map(|e| (e / mean) as f32).collect()
+}
+
+/// Quantizes a weight of `cols` columns by rounding to nearest; `largest` is the largest magnitude of all layers that share
+/// the input.
 fn quantize(
     name: &str,
     weight: &[f32],
     cols: usize,
     scheme: Scheme,
     largest: f32,
-    scales: Scales,
+    rule: Scales,
     energy: &[f32],
 ) -> Result<QuantizedMatrix, QuantizeError> {
     let rows = weight.len() / cols.max(1);
@@ -148,10 +171,33 @@ fn quantize(
         return Ok(QuantizedMatrix::quantize_max(name, weight, rows, cols, scheme)?);
     }
     scheme.check_shape(name, rows, cols)?;
-    let blocks = Blocks::new(scheme, largest, scales)?;
+    let blocks = Blocks::new(scheme, largest, rule)?;
     let coded = blocks.encode(Values::F32(weight), cols, energy);
-    let values = coded.scales.iter().map(|&b| scheme.scale.from_byte(b).unwrap_or(0.0)).collect();
-    Ok(QuantizedMatrix::from_parts(name, scheme, rows, cols, coded.codes, values, blocks.tensor_scale)?)
+    let scales = values_of(scheme, &coded.scales);
+    Ok(QuantizedMatrix::from_parts(name, scheme, rows, cols, coded.codes, scales, blocks.tensor_scale)?)
+}
+
+/// The scales that the same arguments give a weight that is not rounded to nearest, and the tensor scale.
+pub(super) fn scales(
+    name: &str,
+    weight: &[f32],
+    cols: usize,
+    scheme: Scheme,
+    largest: f32,
+    rule: Scales,
+    energy: &[f32],
+) -> Result<(Vec<f32>, f32), QuantizeError> {
+    if scheme.scale == ScaleFormat::F32 {
+        return Ok(scheme.max_scales(name, weight, weight.len() / cols.max(1), cols)?);
+    }
+    let blocks = Blocks::new(scheme, largest, rule)?;
+    let coded = blocks.encode(Values::F32(weight), cols, energy);
+    Ok((values_of(scheme, &coded.scales), blocks.tensor_scale))
+}
+
+/// The numbers that scale bytes stand for.
+fn values_of(scheme: Scheme, bytes: &[u8]) -> Vec<f32> {
+    bytes.iter().map(|&b| scheme.scale.from_byte(b).unwrap_or(0.0)).collect()
 }
 
 /// Numbers as a checkpoint stores them.

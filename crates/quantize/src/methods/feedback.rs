@@ -29,12 +29,21 @@ impl Factor {
     /// Factorises `gram + Λ` in place, Λ being `damping` times the diagonal (which shrinks all correlations alike, however
     /// different the channels' magnitudes) and a little of its mean; ten and a hundred times that where f32 does not
     /// suffice.
-    pub(super) fn new(mut gram: Vec<f32>, n: usize, damping: f32) -> Result<Self, QuantizeError> {
+    ///
+    /// With `act_order` the columns of the largest diagonal are rounded first, otherwise they are in their own order.
+    pub(super) fn new(
+        mut gram: Vec<f32>,
+        n: usize,
+        damping: f32,
+        act_order: bool,
+    ) -> Result<Self, QuantizeError> {
         let diagonal: Vec<f32> = (0..n).map(|i| gram[i * n + i]).collect();
         let mean = (diagonal.iter().map(|&d| f64::from(d)).sum::<f64>() / n as f64) as f32;
         let floor = (1e-4 * mean).max(f32::MIN_POSITIVE * 1e6);
         let mut order: Vec<usize> = (0..n).collect();
-        order.sort_by(|&a, &b| diagonal[b].total_cmp(&diagonal[a]).then(a.cmp(&b)));
+        if act_order {
+            order.sort_by(|&a, &b| diagonal[b].total_cmp(&diagonal[a]).then(a.cmp(&b)));
+        }
         let reverse: Vec<usize> = order.iter().rev().copied().collect();
         permute(&mut gram, &reverse);
         for raised in [1.0, 10.0, 100.0] {
@@ -123,9 +132,12 @@ fn permute(a: &mut [f32], from: &[usize]) {
 /// Rows rounded side by side, so that one instruction works on several.
 const LANES: usize = 32;
 
-/// Rounds every row of `weight` in place, in its format and scale.
+/// Rounds every row of `weight` in place. `formats` has the same number of entries for each row, one for each of the equal
+/// groups of neighbouring columns that share a scale: a single one where the row does. A row has one element.
 pub(super) fn round(weight: &mut [f32], formats: &[(Element, f32)], factor: &Factor) {
-    let (rows, n) = (formats.len(), factor.order.len());
+    let n = factor.order.len();
+    let rows = weight.len() / n;
+    let groups = formats.len() / rows.max(1);
     // What earlier columns push onto each column, `Σ R_ki (w_k − q_k)`, columns in the order of rounding.
     let mut pushed = Matrix::zeros(rows, n);
     for from in (0..n).step_by(BLOCK) {
@@ -142,12 +154,12 @@ pub(super) fn round(weight: &mut [f32], formats: &[(Element, f32)], factor: &Fac
             .par_chunks_mut(n * LANES)
             .zip(weight.par_chunks_mut(n * LANES))
             .zip(errors.par_chunks_mut(width * LANES))
-            .zip(formats.par_chunks(LANES));
+            .zip(formats.par_chunks(groups * LANES));
         pieces.for_each(|(((pushed, weight), errors), formats)| {
             // Layers of one group may have different formats.
             let mut first = 0;
             for alike in formats.chunk_by(|a, b| a.0 == b.0) {
-                let rows = first..first + alike.len();
+                let rows = first..first + alike.len() / groups;
                 first = rows.end;
                 round_tile(
                     &mut weight[rows.start * n..rows.end * n],
@@ -187,12 +199,11 @@ fn round_tile(
     (n, from, columns): (usize, usize, &[usize]),
     corner: &[f32],
 ) {
-    let (rows, width) = (formats.len(), columns.len());
+    let (rows, width) = (weight.len() / n, columns.len());
+    let groups = formats.len() / rows;
     let element = formats[0].0;
     let (mut scales, mut inverses) = ([1.0f32; LANES], [1.0f32; LANES]);
-    for (r, format) in formats.iter().enumerate() {
-        (scales[r], inverses[r]) = (format.1, 1.0 / format.1);
-    }
+    let mut group = usize::MAX;
     // A line a column, a lane a row.
     let mut push = [[0.0f32; LANES]; BLOCK];
     for r in 0..rows {
@@ -201,6 +212,16 @@ fn round_tile(
         }
     }
     for i in 0..width {
+        let own = columns[i] / (n / groups);
+        if own != group {
+            group = own;
+            for (scale, row) in scales.iter_mut().zip(formats.chunks_exact(groups)) {
+                *scale = row[group].1;
+            }
+            for (inverse, scale) in inverses.iter_mut().zip(&scales) {
+                *inverse = 1.0 / scale;
+            }
+        }
         let (mut w, mut wanted, mut q) = ([0.0f32; LANES], [0.0f32; LANES], [0.0f32; LANES]);
         for r in 0..rows {
             w[r] = weight[r * n + columns[i]];
@@ -302,13 +323,13 @@ mod tests {
     #[test]
     fn a_matrix_that_f32_finds_indefinite_is_damped_more() {
         // Eigenvalues 3 and -1: only a hundred times the damping makes it definite.
-        let factor = Factor::new(vec![1.0, 2.0, 2.0, 1.0], 2, 0.02).unwrap();
+        let factor = Factor::new(vec![1.0, 2.0, 2.0, 1.0], 2, 0.02, true).unwrap();
         let damped = 1.0 + 2.0 * (1.0 + 1e-4);
         assert!((factor.diagonal()[0] - damped).abs() < 1e-5, "{:?}", factor.diagonal());
         let l = &factor.lower;
         let back = [l[0] * l[0], l[2] * l[0], l[2] * l[2] + l[3] * l[3]];
         assert!(back.iter().zip([damped, 2.0, damped]).all(|(a, b)| (a - b).abs() < 1e-5), "{back:?}");
-        assert!(Factor::new(vec![1.0, 9.0, 9.0, 1.0], 2, 0.02).is_err());
+        assert!(Factor::new(vec![1.0, 9.0, 9.0, 1.0], 2, 0.02, true).is_err());
     }
 
     #[test]
@@ -324,7 +345,7 @@ mod tests {
         let mut g = vec![0.0; n * n];
         gram(&x, n, &mut g, Precision::F32);
         mirror(&mut g, n);
-        let factor = Factor::new(g.clone(), n, 0.01).unwrap();
+        let factor = Factor::new(g.clone(), n, 0.01, true).unwrap();
         let mut damped: Vec<f64> = g.iter().map(|&v| f64::from(v)).collect();
         (0..n).for_each(|i| damped[i * n + i] = f64::from(factor.diagonal()[i]));
 

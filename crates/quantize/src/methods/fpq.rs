@@ -233,7 +233,8 @@ impl GroupSearch<'_> {
         values: &mut Matrix,
     ) -> Result<LayerFormats, QuantizeError> {
         let (recipe, inputs) = (self.recipe, values.cols);
-        let factor = timed(Phase::Round, || feedback::Factor::new(gram, inputs, recipe.damping))?;
+        let factor =
+            timed(Phase::Round, || feedback::Factor::new(gram, inputs, recipe.damping, recipe.act_order))?;
         if let Some(difference) = difference.as_mut().filter(|_| recipe.correct) {
             timed(Phase::Round, || correct::correct(values, difference, &factor, piece(inputs)));
         }
@@ -267,7 +268,7 @@ impl GroupSearch<'_> {
 type LayerFormats = Vec<(Element, Vec<f32>)>;
 
 /// Values of the whole rows that are worked on at a time.
-fn piece(inputs: usize) -> usize {
+pub(super) fn piece(inputs: usize) -> usize {
     inputs * (PIECE_BYTES / (4 * inputs)).max(1)
 }
 

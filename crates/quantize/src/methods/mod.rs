@@ -4,6 +4,7 @@ pub(crate) mod block_scale;
 mod correct;
 mod feedback;
 mod fpq;
+mod gptq;
 mod minmax;
 
 use crate::QuantizeError;
