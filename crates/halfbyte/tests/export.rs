@@ -350,3 +350,26 @@ fn the_sweep_is_closer_than_absmax() {
     assert!(mxfp4[1] < mxfp4[0], "{mxfp4:?}");
     assert!(error("nvfp4-w4a16", "weighted") > 0.0);
 }
+
+#[test]
+fn a_text_makes_built_in_recipes_weigh_errors_by_the_inputs() {
+    let scratch = narrowed();
+    let scales = |name: &str, options: &[&str]| {
+        let mut command = halfbyte();
+        command
+            .arg("quantize")
+            .arg(scratch.model())
+            .args(["--recipe", "nvfp4-w4a16", "--json"])
+            .args(options);
+        if name != "alone" {
+            command.arg("--calibration").arg(text()).args(["--calibration-windows", "2"]);
+        }
+        let out = scratch.path(name);
+        finish(command.arg("--out").arg(&out)).json();
+        let config: Value = serde_json::from_slice(&fs::read(out.join("config.json")).unwrap()).unwrap();
+        config["quantization_config"]["recipe"]["scales"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(scales("alone", &[]), "sweep");
+    assert_eq!(scales("text", &[]), "weighted");
+    assert_eq!(scales("asked", &["--scales", "four-over-six"]), "four-over-six");
+}

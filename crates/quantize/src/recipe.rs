@@ -299,6 +299,7 @@ impl Recipe {
             calibration: Calibration::Sequential,
             correct: input.is_some(),
             feedback: true,
+            scales: if nearest.scales == Scales::Sweep { Scales::Weighted } else { nearest.scales },
             damping: 0.01,
             products: Products::Bf16,
             ..nearest
