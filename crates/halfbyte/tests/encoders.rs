@@ -81,8 +81,8 @@ fn a_bert_keeps_its_accuracy_at_eight_bits() {
     let Some(calibration) = shared("data/calibration/sst2_train_512.tsv") else { return };
     let companions = ["tokenizer.json", "tokenizer_config.json"];
     let [full, quantized] = whole_way(&model, &calibration, "--classify", &data, &companions);
-    // By transformers 5.23 all but two of the first 40.
-    assert!(full > 0.85 && (full - quantized).abs() <= 0.05, "{full} {quantized}");
+    // 83.8 % on all rows, says the model's source.
+    assert!((0.75..=0.95).contains(&full) && (full - quantized).abs() <= 0.05, "{full} {quantized}");
 }
 
 #[test]
@@ -93,7 +93,8 @@ fn a_vit_keeps_its_accuracy_at_eight_bits() {
     let Some(calibration) = shared("data/cifar10/calibration") else { return };
     let companions = ["preprocessor_config.json"];
     let [full, quantized] = whole_way(&model, &calibration, "--images", &data, &companions);
-    assert!(full > 0.85 && (full - quantized).abs() <= 0.05, "{full} {quantized}");
+    // 64.8 % on all 500 images, says the model's source; classes are in order, so the first 40 are airplanes.
+    assert!((0.5..=0.8).contains(&full) && (full - quantized).abs() <= 0.05, "{full} {quantized}");
 }
 
 #[test]
@@ -111,7 +112,6 @@ fn data_of_the_wrong_kind_is_refused_by_model_and_option() {
     refused(&vit, "--classify", &texts, &["--classify", "text classification", "golden/vit is a vit model"]);
     let hint = refused(&story, "--classify", &texts, &["text classification", "is a llama model"]);
     assert!(hint.contains("--tasks"), "{hint}");
-    refused(&bert, "--perplexity", &texts, &["golden/bert", "perplexity"]);
 
     let refused = |model: &Path, data: &Path, needles: &[&str]| {
         finish(&mut quantize(model, "fpq-w4a4", data, &scratch.out())).refused(needles)
