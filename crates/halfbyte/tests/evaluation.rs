@@ -179,7 +179,7 @@ fn a_missed_limit_is_exit_code_3() {
     with(&["--max-kld", "50", "--min-accuracy", "0", "--min-accuracy", "piqa=0"]).json();
     for (options, needle) in [
         (&["--max-kld", "0.000001"][..], "--max-kld"),
-        (&["--min-accuracy", "1"], "all tasks"),
+        (&["--min-accuracy", "1"], "all that is measured"),
         (&["--max-kld", "9", "--min-accuracy", "piqa=1"], "in piqa"),
     ] {
         let ran = with(options);
