@@ -44,7 +44,8 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+from transformers import (AutoModelForCausalLM, BloomConfig, Gemma2Config, Gemma3TextConfig, GPT2Config, GPTNeoXConfig, LlamaConfig,
+                          MistralConfig, OPTConfig, Phi3Config, Qwen2Config, Qwen3Config)
 
 REPO = pathlib.Path(__file__).resolve().parents[2]
 GOLDEN = REPO / "crates/model/tests/golden"
@@ -64,6 +65,14 @@ LLAMA3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq
 YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 1024}
 YARN_MSCALE = YARN | {"mscale": 1.0, "mscale_all_dim": 0.5, "beta_fast": 16.0, "beta_slow": 2.0, "truncate": False}
 
+# The families that call the sizes by other names; their configuration classes ignore the names that are not theirs.
+GPT2 = dict(n_embd=32, n_head=4, n_layer=2, n_inner=40, n_positions=64, layer_norm_epsilon=1e-3)
+OPT = dict(ffn_dim=40)
+NEOX = dict(layer_norm_eps=1e-3)
+BLOOM = dict(hidden_size=24, num_attention_heads=6, layer_norm_epsilon=1e-3, tie_word_embeddings=True)
+GEMMA = dict(head_dim=16, query_pre_attn_scalar=24, sliding_window=8, pad_token_id=0)
+LOCAL = {"rope_type": "default", "rope_theta": 100.0}
+
 # name: (configuration class, what differs from SIZE, stored dtype)
 CASES = {
     "llama": (LlamaConfig, {}, "float32"),
@@ -81,6 +90,23 @@ CASES = {
     "qwen2_sliding": (Qwen2Config, dict(use_sliding_window=True, sliding_window=8, max_window_layers=1,
                                         num_hidden_layers=3), "bfloat16"),
     "qwen3": (Qwen3Config, WIDE, "bfloat16"),
+    "gpt2": (GPT2Config, GPT2 | dict(tie_word_embeddings=True), "bfloat16"),
+    "gpt2_by_layer": (GPT2Config, GPT2 | dict(scale_attn_by_inverse_layer_idx=True, scale_attn_weights=False), "float16"),
+    "opt": (OPTConfig, OPT | dict(tie_word_embeddings=True), "bfloat16"),
+    "opt_post_norm": (OPTConfig, OPT | dict(do_layer_norm_before=False, enable_bias=False), "bfloat16"),
+    "gpt_neox": (GPTNeoXConfig, NEOX, "bfloat16"),
+    "gpt_neox_sequential": (GPTNeoXConfig, NEOX | dict(use_parallel_residual=False, attention_bias=False,
+                            rope_parameters=LINEAR | {"partial_rotary_factor": 0.5}), "bfloat16"),
+    "phi3": (Phi3Config, dict(sliding_window=8, pad_token_id=0), "bfloat16"),
+    "phi3_partial": (Phi3Config, dict(pad_token_id=0, head_dim=16, rope_parameters={"rope_type": "default", "rope_theta": 1e4,
+                                      "partial_rotary_factor": 0.75}), "bfloat16"),
+    "bloom": (BloomConfig, BLOOM, "bfloat16"),
+    "gemma2": (Gemma2Config, GEMMA | dict(attn_logit_softcapping=5.0, final_logit_softcapping=20.0, num_hidden_layers=3,
+               tie_word_embeddings=True), "bfloat16"),
+    "gemma3": (Gemma3TextConfig, GEMMA | dict(rope_parameters={"full_attention": LINEAR, "sliding_attention": LOCAL},
+               num_hidden_layers=3, layer_types=["sliding_attention", "full_attention", "sliding_attention"]), "bfloat16"),
+    "gemma3_old_config": (Gemma3TextConfig, GEMMA | dict(rope_parameters={"full_attention": LINEAR, "sliding_attention": LOCAL},
+                          num_hidden_layers=3, sliding_window_pattern=3, final_logit_softcapping=20.0), "bfloat16"),
 }
 
 
@@ -127,14 +153,33 @@ def unused_window(config):
     del config["layer_types"]
 
 
-EDITS = {"llama_old_config": old_layout, "qwen2": unused_window}
+def old_pythia(config):
+    """As published Pythia configurations say it."""
+    rope = config.pop("rope_parameters")
+    config["rotary_emb_base"] = int(rope["rope_theta"])
+    config["rotary_pct"] = rope["partial_rotary_factor"]
+
+
+def old_gemma3(config):
+    """As transformers 4 wrote it."""
+    rope = config.pop("rope_parameters")
+    full = rope["full_attention"]
+    config["rope_theta"] = full.pop("rope_theta")
+    config["rope_scaling"] = full
+    config["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+    del config["layer_types"]
+    config.pop("_sliding_window_pattern", None)
+    config["sliding_window_pattern"] = 3
+
+
+EDITS = {"llama_old_config": old_layout, "qwen2": unused_window, "gpt_neox": old_pythia, "gemma3_old_config": old_gemma3}
 
 
 def randomize(model):
     """Fills every parameter from the seed, in the order of their names."""
     rng = np.random.default_rng(SEED)
     for name, p in sorted(model.named_parameters()):
-        factor = ("norm" in name.lower() and not name.endswith("bias")) or "lambda" in name
+        factor = ("norm" in name.lower() and not name.endswith("bias")) or "lambda" in name or (".ln_" in name and name.endswith("weight"))
         mean, std = (1.0, 0.2) if factor else (0.0, 1.0 if "embed" in name else 0.3)
         p.data = torch.from_numpy(rng.normal(mean, std, tuple(p.shape)).astype(np.float32))
 
@@ -151,6 +196,10 @@ def write_case(name, out):
     randomize(model)
     model.to(getattr(torch, dtype)).save_pretrained(out / name)
     (out / name / "generation_config.json").unlink(missing_ok=True)
+    if name == "gpt2":
+        # As the published checkpoints, which were saved without the prefix.
+        path = out / name / "model.safetensors"
+        save({key.removeprefix("transformer."): t for key, t in load_file(path).items()}, path)
     if name in EDITS:
         path = out / name / "config.json"
         config = json.loads(path.read_text())

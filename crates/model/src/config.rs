@@ -44,6 +44,15 @@ impl<'a> Config<'a> {
         self.typed(key, "a number", |v| v.as_f64().filter(|n| n.is_finite()))
     }
 
+    /// A positive number; `default` if there is no such key, none if it is null.
+    pub(crate) fn bound(&self, key: &str, default: Option<f32>) -> Result<Option<f32>, ModelError> {
+        match (self.0.get(key), self.number(key)?) {
+            (None, _) => Ok(default),
+            (_, Some(bound)) if bound <= 0.0 => Err(invalid(key, format!("{bound} is not positive"))),
+            (_, bound) => Ok(bound.map(|b| b as f32)),
+        }
+    }
+
     /// A flag, `default` if absent.
     pub(crate) fn flag(&self, key: &str, default: bool) -> Result<bool, ModelError> {
         Ok(self.typed(key, "true or false", Value::as_bool)?.unwrap_or(default))
@@ -75,6 +84,29 @@ impl<'a> Config<'a> {
         }
     }
 
+    /// Key and value heads, which divide the `heads`; `default` if the config does not say.
+    pub(crate) fn kv_heads(&self, heads: usize, default: usize) -> Result<usize, ModelError> {
+        let key = "num_key_value_heads";
+        match self.size_or(key)?.unwrap_or(default) {
+            kv_heads if heads.is_multiple_of(kv_heads) => Ok(kv_heads),
+            kv_heads => Err(invalid(key, format!("{kv_heads} does not divide the {heads} attention heads"))),
+        }
+    }
+
+    /// Which of the layers have a sliding window, if `layer_types` says so.
+    pub(crate) fn sliding(&self, layers: usize) -> Result<Option<Vec<bool>>, ModelError> {
+        let Some(types) = self.get("layer_types") else { return Ok(None) };
+        let types = types.as_array().filter(|t| t.len() == layers);
+        let types =
+            types.ok_or_else(|| invalid("layer_types", format!("not a list of {layers} layer types")))?;
+        let slides = |t: &Value| match t.as_str() {
+            Some("full_attention") => Ok(false),
+            Some("sliding_attention") => Ok(true),
+            _ => Err(unsupported("layer_types", t)),
+        };
+        types.iter().map(slides).collect::<Result<_, _>>().map(Some)
+    }
+
     /// The activation function at `key`, by the names of transformers.
     pub(crate) fn activation(&self, key: &str, default: Activation) -> Result<Activation, ModelError> {
         match self.text(key)? {
@@ -101,6 +133,14 @@ impl<'a> Config<'a> {
         let name =
             first.ok_or_else(|| invalid("architectures", format!("{value} is not a list of names")))?;
         name.strip_prefix(prefix).ok_or_else(|| unsupported("architectures", name))
+    }
+
+    /// Refuses a checkpoint saved from another class than `prefix` and `class`.
+    pub(crate) fn only_class(&self, prefix: &str, class: &'a str) -> Result<(), ModelError> {
+        match self.class(prefix, Some(class))? {
+            found if found == class => Ok(()),
+            other => Err(unsupported("architectures", format!("{prefix}{other}"))),
+        }
     }
 
     /// The number of classes.

@@ -5,7 +5,7 @@ use crate::block::{Around, Block};
 use crate::head::Head;
 use crate::linear::{Linear, Weight};
 use crate::norm::Norm;
-use crate::spec::{Architecture, NormKind, NormSpec, Site, StemSpec, Stored, Sublayer};
+use crate::spec::{Architecture, NormKind, NormSpec, Site, StemSpec, Stored, Sublayer, Task};
 use crate::stem::{Image, Kind, Stem, Text};
 use crate::{Input, ModelError, Tokenizer};
 use half::{bf16, f16};
@@ -36,7 +36,10 @@ impl Model {
     pub fn open(dir: &Path) -> Result<Self, ModelError> {
         let checkpoint = Checkpoint::open(dir)?;
         let manifest = Manifest::of(&checkpoint)?;
-        let architecture = describe(checkpoint.config())?;
+        let mut architecture = describe(checkpoint.config())?;
+        if let Some(prefix) = absent_prefix(&architecture, &checkpoint) {
+            architecture.strip(&prefix);
+        }
         let values_of = checkpoint.block_types().map(|types| format!("GGUF {types}"));
         let model = Self { architecture, checkpoint, manifest, values_of, tokenizer_file: None };
         model.check()?;
@@ -286,6 +289,19 @@ impl Model {
         let output = self.head()?.output(&states[states.len() - 1], &layout);
         Ok((states, layout, output))
     }
+}
+
+/// The first part of the tensors' names, where the checkpoint of a language model was saved without it, as published GPT-2
+/// and BLOOM are.
+fn absent_prefix(architecture: &Architecture, checkpoint: &Checkpoint) -> Option<String> {
+    let around = &architecture.blocks.first()?.around_attention;
+    // A norm, because those are never quantized.
+    let name = format!("{}.weight", around.before.as_ref().or(around.post.as_ref())?.name);
+    let (prefix, rest) = name.split_at(name.find('.')? + 1);
+    let absent = architecture.head.task == Task::LanguageModel
+        && !checkpoint.contains(&name)
+        && checkpoint.contains(rest);
+    absent.then(|| prefix.into())
 }
 
 /// `[columns, rows]` from `[rows, columns]`, given the number of columns.

@@ -19,37 +19,87 @@ pub struct Rope {
 const MAX_HEAD_DIM: usize = 4096;
 
 impl Rope {
-    /// Reads `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` (before).
+    /// Reads `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` (before), of a family that turns all
+    /// channels.
     ///
     /// # Errors
     /// An unknown `rope_type` is refused by name, a missing parameter by key.
     pub(crate) fn from_config(config: &Config, head_dim: usize, context: usize) -> Result<Self, ModelError> {
+        let empty = Value::Null;
+        let scaling = scaling(config, &empty)?;
+        let key = "partial_rotary_factor";
+        if let Some(share) = scaling.number(key)?.or(config.number(key)?).filter(|&f| f != 1.0) {
+            return Err(unsupported(key, share));
+        }
+        if head_dim % 2 != 0 {
+            return Err(invalid("head_dim", format!("{head_dim} is odd, rotary embedding needs pairs")));
+        }
+        Self::read(config, "rope_theta", head_dim, context)
+    }
+
+    /// Gemma 3's frequencies of full and of sliding layers: an object each in `rope_parameters` (transformers 5), or
+    /// `rope_theta` with `rope_scaling` and `rope_local_base_freq` (before).
+    ///
+    /// # Errors
+    /// As [`from_config`](Self::from_config).
+    pub(crate) fn full_and_sliding(
+        config: &Config,
+        head_dim: usize,
+        context: usize,
+    ) -> Result<Vec<Self>, ModelError> {
+        let one = |kind, theta, default: f64, scaling: Option<&Value>| {
+            let nested = config.get("rope_parameters").and_then(|p| p.get(kind)).or(scaling);
+            let theta = config.number(theta)?.unwrap_or(default);
+            let flat = serde_json::json!({"rope_theta": theta, "rope_parameters": nested});
+            Self::from_config(&Config(&flat), head_dim, context)
+        };
+        Ok(vec![
+            one("full_attention", "rope_theta", 1e6, config.get("rope_scaling"))?,
+            one("sliding_attention", "rope_local_base_freq", 1e4, None)?,
+        ])
+    }
+
+    /// The same for a family that turns the first channels of a head alone. What share of them stands in `rope_parameters`
+    /// or at the key `share`, else it is the number there; `theta` is the key of the base outside `rope_parameters`.
+    ///
+    /// # Errors
+    /// The same, and a share that leaves no pairs of channels.
+    pub(crate) fn partial(
+        config: &Config,
+        theta: &str,
+        share: (&str, f64),
+        head_dim: usize,
+        context: usize,
+    ) -> Result<Self, ModelError> {
+        let empty = Value::Null;
+        let found = scaling(config, &empty)?.number("partial_rotary_factor")?.or(config.number(share.0)?);
+        let found = found.unwrap_or(share.1);
+        let channels = (head_dim as f64 * found) as usize;
+        if !(0.0..=1.0).contains(&found) || channels == 0 || channels % 2 != 0 {
+            let message = format!("{found} of {head_dim} channels is no number of pairs of channels");
+            return Err(invalid(share.0, message));
+        }
+        Self::read(config, theta, channels, context)
+    }
+
+    /// The frequencies of this many channels.
+    fn read(config: &Config, theta: &str, channels: usize, context: usize) -> Result<Self, ModelError> {
         // Beyond all published models; without a limit a short config could ask for tables of any size.
-        if head_dim > MAX_HEAD_DIM {
-            return Err(invalid("head_dim", format!("{head_dim} is more than {MAX_HEAD_DIM}")));
+        if channels > MAX_HEAD_DIM {
+            return Err(invalid("head_dim", format!("{channels} is more than {MAX_HEAD_DIM}")));
         }
-        let nested = config.get("rope_parameters").or_else(|| config.get("rope_scaling"));
-        if let Some(value) = nested
-            && !value.is_object()
-        {
-            return Err(invalid("rope_parameters", format!("{value} is not an object")));
-        }
-        let empty = serde_json::json!({});
-        let scaling = Config(nested.unwrap_or(&empty));
-        let theta = scaling.number("rope_theta")?.or(config.number("rope_theta")?).unwrap_or(10_000.0);
+        let empty = Value::Null;
+        let scaling = scaling(config, &empty)?;
+        let theta = scaling.number("rope_theta")?.or(config.number(theta)?).unwrap_or(10_000.0);
         if theta <= 1.0 {
             return Err(invalid("rope_theta", format!("{theta} is not above 1")));
-        }
-        let partial = scaling.number("partial_rotary_factor")?.or(config.number("partial_rotary_factor")?);
-        if let Some(factor) = partial.filter(|&f| f != 1.0) {
-            return Err(unsupported("partial_rotary_factor", factor));
         }
         let kind = match scaling.text("rope_type")? {
             Some(kind) => kind,
             None => scaling.text("type")?.unwrap_or("default"),
         };
-        let pairs = head_dim / 2;
-        let power = |i: usize| theta.powf(2.0 * i as f64 / head_dim as f64);
+        let pairs = channels / 2;
+        let power = |i: usize| theta.powf(2.0 * i as f64 / channels as f64);
         let plain = (0..pairs).map(|i| 1.0 / power(i));
         let required = |key: &str| {
             scaling.number(key)?.filter(|&v| v > 0.0).ok_or_else(|| {
@@ -95,7 +145,7 @@ impl Rope {
                     .filter(|&v| v > 0.0)
                     .unwrap_or(context as f64);
                 amplitude = yarn_amplitude(&scaling, factor)?;
-                let keep = yarn_ramp(&scaling, theta, head_dim, original)?;
+                let keep = yarn_ramp(&scaling, theta, channels, original)?;
                 plain.zip(keep).map(|(f, keep)| f / factor * (1.0 - keep) + f * keep).collect()
             }
             // llama.cpp's form of any of these: what each plain frequency is divided by.
@@ -118,6 +168,16 @@ impl Rope {
     /// Sine and cosine tables for `positions` positions.
     pub fn tables(&self, positions: usize) -> Rotary {
         Rotary::new(&self.frequencies, self.amplitude, positions)
+    }
+}
+
+/// The object with the parameters, or `empty`.
+fn scaling<'a>(config: &Config<'a>, empty: &'a Value) -> Result<Config<'a>, ModelError> {
+    match config.get("rope_parameters").or_else(|| config.get("rope_scaling")) {
+        Some(value) if !value.is_object() => {
+            Err(invalid("rope_parameters", format!("{value} is not an object")))
+        }
+        value => Ok(Config(value.unwrap_or(empty))),
     }
 }
 

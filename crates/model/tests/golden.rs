@@ -75,7 +75,7 @@ fn every_decoder_agrees_with_transformers() {
         let error = worst(&logits, &floats(&expected, "logits"));
         assert!(error < TOLERANCE, "{name}: logits are off by {error:e}");
     }
-    assert!(cases >= 14, "{cases} golden cases");
+    assert!(cases >= 26, "{cases} golden cases");
 }
 
 /// The inputs of a golden file of an encoder.

@@ -1,7 +1,7 @@
 //! LLaMA 1–3, TinyLlama, SmolLM2, Mistral, Qwen2 and Qwen3: pre-norm decoders with rotary embedding and a gated SiLU
 //! MLP. They differ in biases, query/key norms and sliding windows.
 
-use crate::config::{Config, invalid, unsupported};
+use crate::config::Config;
 use crate::{
     Activation, Architecture, BlockSpec, HeadSpec, Mlp, ModelError, NormSpec, Part, Projections, Rope, Site,
     StemSpec, Sublayer, TextStem,
@@ -12,25 +12,13 @@ pub(super) fn describe(family: &str, config: &Config) -> Result<Architecture, Mo
     let hidden = config.size("hidden_size")?;
     let layers = config.layers("num_hidden_layers")?;
     let (heads, head_dim) = config.heads("num_attention_heads", hidden)?;
-    let kv_heads = config.size_or("num_key_value_heads")?.unwrap_or(heads);
+    let kv_heads = config.kv_heads(heads, heads)?;
     let vocabulary = config.size("vocab_size")?;
     let width = config.size("intermediate_size")?;
     let context = config.size_or("max_position_embeddings")?.unwrap_or(2048);
     let eps = config.number("rms_norm_eps")?.unwrap_or(1e-6) as f32;
-    if heads % kv_heads != 0 {
-        return Err(invalid(
-            "num_key_value_heads",
-            format!("{kv_heads} does not divide the {heads} attention heads"),
-        ));
-    }
-    if head_dim % 2 != 0 {
-        return Err(invalid("head_dim", format!("{head_dim} is odd, rotary embedding needs pairs")));
-    }
     let activation = config.activation("hidden_act", Activation::Silu)?;
-    match config.class(classes(family), Some("ForCausalLM"))? {
-        "ForCausalLM" => {}
-        other => return Err(unsupported("architectures", format!("{}{other}", classes(family)))),
-    }
+    config.only_class(classes(family), "ForCausalLM")?;
     // What the family adds by convention, unless the config says otherwise.
     let attention_bias = config.flag("attention_bias", false)?;
     let qkv_bias = attention_bias || family == "qwen2";
@@ -112,18 +100,8 @@ fn windows(family: &str, config: &Config, layers: usize) -> Result<Vec<Option<us
         _ => false,
     };
     let Some(window) = window.filter(|_| enabled) else { return Ok(vec![None; layers]) };
-    if let Some(types) = config.get("layer_types") {
-        let types = types.as_array().filter(|t| t.len() == layers);
-        let types =
-            types.ok_or_else(|| invalid("layer_types", format!("not a list of {layers} layer types")))?;
-        return types
-            .iter()
-            .map(|t| match t.as_str() {
-                Some("full_attention") => Ok(None),
-                Some("sliding_attention") => Ok(Some(window)),
-                _ => Err(unsupported("layer_types", t)),
-            })
-            .collect();
+    if let Some(sliding) = config.sliding(layers)? {
+        return Ok(sliding.into_iter().map(|slides| slides.then_some(window)).collect());
     }
     let full = match family {
         "mistral" => 0,

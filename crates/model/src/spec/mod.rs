@@ -80,6 +80,40 @@ impl Architecture {
         RotaryTables(self.ropes.iter().map(|r| r.tables(positions)).collect())
     }
 
+    /// Takes `prefix` off every name that begins with it.
+    pub(crate) fn strip(&mut self, prefix: &str) {
+        let strip = |name: &mut String| {
+            if let Some(rest) = name.strip_prefix(prefix) {
+                *name = rest.into();
+            }
+        };
+        if let StemSpec::Text(text) = &mut self.stem {
+            strip(&mut text.table.name);
+            text.types.iter_mut().for_each(|(name, _)| strip(name));
+            text.positions.iter_mut().for_each(|(name, ..)| strip(name));
+            text.norm.iter_mut().for_each(|n| strip(&mut n.name));
+        }
+        let mut sites: Vec<&mut Site> = Vec::new();
+        let mut norms: Vec<&mut NormSpec> = self.head.norm.iter_mut().collect();
+        for layer in &mut self.head.layers {
+            sites.push(&mut layer.site);
+            norms.extend(&mut layer.norm);
+        }
+        for block in &mut self.blocks {
+            for around in [&mut block.around_attention, &mut block.around_mlp] {
+                norms.extend([&mut around.before, &mut around.after, &mut around.post].into_iter().flatten());
+                around.scale.iter_mut().for_each(strip);
+            }
+            norms.extend(block.query_key_norm.iter_mut().flat_map(|(q, k)| [q, k]));
+            sites.extend(block.taps.iter_mut().flat_map(|t| &mut t.sites));
+        }
+        norms.into_iter().for_each(|n| strip(&mut n.name));
+        for site in sites {
+            strip(&mut site.name);
+            site.bias.iter_mut().for_each(strip);
+        }
+    }
+
     /// Names and shapes of all tensors of an unquantized checkpoint, in the order of the computation.
     pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
         let mut tensors = self.stem.tensors(self.hidden);
