@@ -31,7 +31,7 @@ impl Rope {
         if let Some(share) = scaling.number(key)?.or(config.number(key)?).filter(|&f| f != 1.0) {
             return Err(unsupported(key, share));
         }
-        if head_dim % 2 != 0 {
+        if !head_dim.is_multiple_of(2) {
             return Err(invalid("head_dim", format!("{head_dim} is odd, rotary embedding needs pairs")));
         }
         Self::read(config, "rope_theta", head_dim, context)
@@ -75,7 +75,7 @@ impl Rope {
         let found = scaling(config, &empty)?.number("partial_rotary_factor")?.or(config.number(share.0)?);
         let found = found.unwrap_or(share.1);
         let channels = (head_dim as f64 * found) as usize;
-        if !(0.0..=1.0).contains(&found) || channels == 0 || channels % 2 != 0 {
+        if !(0.0..=1.0).contains(&found) || channels == 0 || !channels.is_multiple_of(2) {
             let message = format!("{found} of {head_dim} channels is no number of pairs of channels");
             return Err(invalid(share.0, message));
         }
