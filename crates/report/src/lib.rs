@@ -4,6 +4,7 @@
 //! as sections of text, tables and figures; [`html()`] and [`markdown()`] write those down. The JSON form is the facts
 //! themselves. Everything depends on its inputs alone, so that equal runs give equal pages.
 
+mod ablation;
 mod document;
 mod evaluation;
 mod facts;
@@ -15,6 +16,7 @@ mod ranges;
 mod sections;
 mod svg;
 
+pub use ablation::{Ablated, AblatedRun, Ablation, Measured};
 pub use document::{Block, Document, Figure, Section, Table, Tile};
 pub use evaluation::{Divergence, Evaluation, EvaluationError, Paired, Perplexity, Run, Task};
 pub use facts::{Facts, Kind, Layer, Size};

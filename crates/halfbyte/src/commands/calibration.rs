@@ -81,9 +81,14 @@ pub(super) fn read(model: &Model, recipe: &Recipe, args: &CalibrationArgs) -> an
         .hint(format!("give --calibration {how}"))
         .into());
     }
-    if kind != Kind::Texts && !args.text_column.is_empty() {
+    if kind != Kind::Windows && args.calibration_skip > 0 {
+        return Err(Failure::new("--calibration-skip is for texts that are cut into windows")
+            .hint("texts and images are drawn with the recipe's seed: --seed")
+            .into());
+    }
+    if kind != Kind::Texts && !args.calibration_column.is_empty() {
         return Err(Failure::new(format!(
-            "--text-column is for files with columns of texts, and {} is calibrated on {what}",
+            "--calibration-column is for files with columns of texts, and {} is calibrated on {what}",
             model.checkpoint.dir().display()
         ))
         .into());
@@ -104,7 +109,17 @@ fn windows(
     let text = read_text(path).context("--calibration")?;
     let tokens = model.tokenizer()?.encode(&text)?;
     let wanted = args.calibration_windows;
-    let inputs = calibration_windows(recipe, &tokens, model.architecture.vocabulary(), window, wanted)
+    if args.calibration_skip >= tokens.len() {
+        return Err(Failure::new(format!(
+            "--calibration-skip {} leaves nothing of the {} tokens of {}",
+            args.calibration_skip,
+            tokens.len(),
+            path.display()
+        ))
+        .into());
+    }
+    let tokens = &tokens[args.calibration_skip..];
+    let inputs = calibration_windows(recipe, tokens, model.architecture.vocabulary(), window, wanted)
         .with_context(|| path.display().to_string())?;
     info!(tokens = tokens.len(), windows = inputs.len(), window, "calibration text tokenised");
     let short = inputs.len() < wanted + recipe.coverage_windows(wanted);
@@ -127,7 +142,7 @@ fn drawn(
         let folder = ImageFolder::unlabelled(path, Processor::open(dir)?, selection);
         Box::new(folder.context("--calibration")?)
     } else {
-        let options = TextOptions { text_columns: args.text_column.clone(), ..TextOptions::default() };
+        let options = TextOptions { text_columns: args.calibration_column.clone(), ..TextOptions::default() };
         let encoder = Encoder::open(dir, a.context)?;
         Box::new(TextSet::open(path, &options, None, encoder, selection).context("--calibration")?)
     };

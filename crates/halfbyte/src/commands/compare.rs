@@ -2,7 +2,7 @@
 
 use super::labelled::{self, Labelled};
 use super::measure;
-use crate::cli::CompareArgs;
+use crate::cli::{CompareArgs, MeasureArgs};
 use crate::fail::{Failure, Missed};
 use crate::output::{self, Table, bytes};
 use crate::progress::Watch;
@@ -16,28 +16,56 @@ use halfbyte_evaluate::{
 };
 use halfbyte_model::Model;
 use halfbyte_quantize::{Products, Report};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::fmt::Write;
 use std::io::ErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 pub(crate) fn run(args: &CompareArgs) -> anyhow::Result<()> {
     let start = Instant::now();
     system::use_threads(args.machine.threads)?;
     system::stop_on_interrupt()?;
-    let models = args
-        .models
-        .iter()
-        .map(|dir| measure::open(dir, &args.measure))
-        .collect::<anyhow::Result<Vec<_>>>()?;
+    let wanted: Vec<&str> = args.min_accuracy.iter().filter_map(|m| m.task.as_deref()).collect();
+    let Compared { comparison, tasks, kept } = compared(&args.models, &args.measure, args.seed, &wanted)?;
+    let missed = missed(args, &comparison);
+    let seconds = start.elapsed().as_secs_f64();
+    if args.output.json {
+        let mut value = json(&comparison, &args.measure, args.seed);
+        value["missed"] = json!(missed);
+        value["from_cache"] = kept.into();
+        value["seconds"] = seconds.into();
+        output::print_json(&value)?;
+    } else {
+        let products = measure::products(&args.measure);
+        output::print(&table(&comparison, &tasks, products, &measure::time(seconds, kept))?)?;
+    }
+    if missed.is_empty() { Ok(()) } else { Err(Missed(missed).into()) }
+}
+
+/// What was found, and how.
+pub(super) struct Compared {
+    pub(super) comparison: Comparison,
+    pub(super) tasks: Vec<Task>,
+    /// Rows and windows of an earlier run.
+    pub(super) kept: usize,
+}
+
+/// Measures the models in the same way, the first being the reference. The `required` tasks must be among what is measured.
+pub(super) fn compared(
+    dirs: &[PathBuf],
+    args: &MeasureArgs,
+    seed: Option<u64>,
+    required: &[&str],
+) -> anyhow::Result<Compared> {
+    let models = dirs.iter().map(|dir| measure::open(dir, args)).collect::<anyhow::Result<Vec<_>>>()?;
     let mut compared =
-        args.models.iter().zip(&models).map(|(d, m)| describe(d, m)).collect::<anyhow::Result<Vec<_>>>()?;
-    let tasks = measure::tasks(&args.measure, args.seed.filter(|_| args.measure.limit.is_some()))?;
-    let seed = args.seed.filter(|_| args.measure.limit.is_some());
-    let labelled = models.iter().map(|m| labelled::open(&args.measure, m, seed));
+        dirs.iter().zip(&models).map(|(d, m)| describe(d, m)).collect::<anyhow::Result<Vec<_>>>()?;
+    let rows = seed.filter(|_| args.limit.is_some());
+    let tasks = measure::tasks(args, rows)?;
+    let labelled = models.iter().map(|m| labelled::open(args, m, rows));
     let labelled: Vec<Labelled> = labelled.filter_map(Result::transpose).collect::<anyhow::Result<_>>()?;
-    for wanted in args.min_accuracy.iter().filter_map(|m| m.task.as_ref()) {
+    for wanted in required {
         let classified = labelled.iter().any(|l| l.examples.name() == *wanted);
         if !classified && !tasks.iter().any(|t| t.name == *wanted) {
             let message = format!("--min-accuracy {wanted}=...: {wanted} is none of what is measured");
@@ -45,8 +73,8 @@ pub(crate) fn run(args: &CompareArgs) -> anyhow::Result<()> {
         }
     }
     let all: Vec<&Model> = models.iter().collect();
-    let text = measure::text(&args.measure, &all)?;
-    let cache = measure::cache(&args.measure)?;
+    let text = measure::text(args, &all)?;
+    let cache = measure::cache(args)?;
 
     let mut watch = Watch::new();
     if let Some((tokens, options)) = text {
@@ -57,31 +85,22 @@ pub(crate) fn run(args: &CompareArgs) -> anyhow::Result<()> {
         }
     }
     if !tasks.is_empty() {
-        ask(&all, &tasks, &mut compared, args.seed.unwrap_or(0), cache.as_ref(), &mut watch)?;
+        ask(&all, &tasks, &mut compared, seed.unwrap_or(0), cache.as_ref(), &mut watch)?;
     }
-    classes(&all, &labelled, &mut compared, args.seed.unwrap_or(0), cache.as_ref(), &mut watch)?;
-    let kept = watch.kept();
-    drop(watch);
-    let comparison = Comparison { models: compared };
-    let missed = missed(args, &comparison);
-    let seconds = start.elapsed().as_secs_f64();
-    if args.output.json {
-        let mut value = json!(comparison);
-        if let Some(p) = &comparison.models[0].perplexity {
-            value["protocol"] = p.protocol().into();
-        }
-        value["products"] = json!(measure::products(&args.measure));
-        value["skipped_tokens"] = args.measure.skip_tokens.into();
-        value["rows"] = json!({ "limit": args.measure.limit, "seed": args.seed });
-        value["missed"] = json!(missed);
-        value["from_cache"] = kept.into();
-        value["seconds"] = seconds.into();
-        output::print_json(&value)?;
-    } else {
-        let products = measure::products(&args.measure);
-        output::print(&table(&comparison, &tasks, products, &measure::time(seconds, kept))?)?;
+    classes(&all, &labelled, &mut compared, seed.unwrap_or(0), cache.as_ref(), &mut watch)?;
+    Ok(Compared { comparison: Comparison { models: compared }, tasks, kept: watch.kept() })
+}
+
+/// What was found, with all that it depends on.
+pub(super) fn json(comparison: &Comparison, args: &MeasureArgs, seed: Option<u64>) -> Value {
+    let mut value = json!(comparison);
+    if let Some(p) = &comparison.models[0].perplexity {
+        value["protocol"] = p.protocol().into();
     }
-    if missed.is_empty() { Ok(()) } else { Err(Missed(missed).into()) }
+    value["products"] = json!(measure::products(args));
+    value["skipped_tokens"] = args.skip_tokens.into();
+    value["rows"] = json!({ "limit": args.limit, "seed": seed });
+    value
 }
 
 /// What a folder is, before anything is measured.

@@ -1,5 +1,6 @@
 //! One file a command.
 
+pub(crate) mod ablate;
 mod calibration;
 pub(crate) mod compare;
 pub(crate) mod demo;

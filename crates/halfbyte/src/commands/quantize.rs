@@ -10,7 +10,7 @@ use crate::{recipes, system};
 use anyhow::Context;
 use halfbyte_checkpoint::require_space;
 use halfbyte_model::Task;
-use halfbyte_quantize::{Job, Plan, PlanOptions, partial_dir, phase_seconds};
+use halfbyte_quantize::{Job, Outcome, Plan, PlanOptions, Recipe, partial_dir, phase_seconds};
 use serde_json::{Map, Value, json};
 use std::fmt::Write;
 use std::fs::{self, File, TryLockError};
@@ -19,16 +19,38 @@ use std::time::Instant;
 use tracing::debug;
 
 pub(crate) fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
-    let start = Instant::now();
     system::use_threads(args.machine.threads)?;
     system::stop_on_interrupt()?;
+    let finished = quantized(args, !args.output.json)?;
+    if args.output.json {
+        output::print_json(&finished.json(args))
+    } else {
+        output::print(&finished.text(args)?)
+    }
+}
+
+/// A run that came to its end.
+pub(super) struct Finished {
+    recipe: Recipe,
+    source: Option<String>,
+    task: Task,
+    outcome: Outcome,
+    phases: Map<String, Value>,
+    resumed: usize,
+    seconds: f64,
+    predicted_peak: u64,
+}
+
+/// Does what the options say; with `announce` the plan is printed before it begins.
+pub(super) fn quantized(args: &QuantizeArgs, announce: bool) -> anyhow::Result<Finished> {
+    let (start, before) = (Instant::now(), phase_seconds());
     let model = open_original(&args.model, args.requantize)?;
     let recipe = recipes::chosen(&args.recipe, &model.architecture, args.calibration.data.is_some())?;
     let samples = calibration::read(&model, &recipe, &args.calibration)?;
     let amount = PlanOptions::of(&model.architecture, &samples.inputs, 0);
     let (plan, options) = planned(&model, &recipe, &args.calibration, amount)?;
     let activation_memory = options.activation_memory;
-    if !args.output.json {
+    if announce {
         let mut text = headline(&plan)?;
         text += &source_line(&model);
         writeln!(text, "calibration    {}", samples.words)?;
@@ -51,63 +73,82 @@ pub(crate) fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
         pages: Some(&report::pages),
     };
     let outcome = halfbyte_quantize::quantize(&job, &mut bar)?;
-    let phases: Map<String, Value> =
-        phase_seconds().into_iter().map(|(phase, s)| (phase.name().into(), s.into())).collect();
+    let phases = phase_seconds().into_iter().zip(before);
+    let phases = phases.map(|((phase, s), (_, before))| (phase.name().into(), (s - before).into())).collect();
     let resumed = bar.resumed();
     drop(bar);
     drop(lock);
+    Ok(Finished {
+        source: model.values_of.clone(),
+        task: model.architecture.head.task,
+        outcome,
+        phases,
+        resumed,
+        seconds: start.elapsed().as_secs_f64(),
+        predicted_peak: plan.memory.peak_bytes(),
+        recipe,
+    })
+}
 
-    let report = &outcome.report;
-    let report_page = args.out.join("report.html");
-    let seconds = start.elapsed().as_secs_f64();
-    let peak = system::peak_rss_bytes();
-    if args.output.json {
-        return output::print_json(&json!({
+impl Finished {
+    /// What `--json` prints.
+    pub(super) fn json(&self, args: &QuantizeArgs) -> Value {
+        let report = &self.outcome.report;
+        json!({
             "out": args.out,
-            "recipe": recipe.name,
-            "requantized": model.values_of,
-            "seconds": seconds,
-            "phases": phases,
-            "peak_rss_bytes": peak,
-            "peak_memory_predicted_bytes": plan.memory.peak_bytes(),
+            "recipe": self.recipe.name,
+            "requantized": self.source,
+            "seconds": self.seconds,
+            "phases": self.phases,
+            "peak_rss_bytes": system::peak_rss_bytes(),
+            "peak_memory_predicted_bytes": self.predicted_peak,
             "bits_per_weight": report.bits_per_weight,
             "mean_relative_error": report.mean_relative_error,
             "output_bytes": report.output_bytes,
             "calibration_windows": report.calibration_windows,
-            "report": report_page,
-            "resumed_layers": resumed,
-            "was_finished": outcome.was_finished,
-        }));
+            "report": args.out.join("report.html"),
+            "resumed_layers": self.resumed,
+            "was_finished": self.outcome.was_finished,
+        })
     }
-    let mut text = String::new();
-    let done = if outcome.was_finished { "was finished already by the same run" } else { "is complete" };
-    writeln!(text, "\n{} {done}", args.out.display())?;
-    if resumed > 0 {
-        writeln!(text, "resumed        after {resumed} layers of an earlier run")?;
+
+    fn text(&self, args: &QuantizeArgs) -> anyhow::Result<String> {
+        let report = &self.outcome.report;
+        let mut text = String::new();
+        let done =
+            if self.outcome.was_finished { "was finished already by the same run" } else { "is complete" };
+        writeln!(text, "\n{} {done}", args.out.display())?;
+        if self.resumed > 0 {
+            writeln!(text, "resumed        after {} layers of an earlier run", self.resumed)?;
+        }
+        writeln!(text, "time           {}", duration(self.seconds))?;
+        if let Some(peak) = system::peak_rss_bytes() {
+            writeln!(text, "peak memory    {}", bytes(peak))?;
+        }
+        writeln!(
+            text,
+            "size           {}, {:.3} bits per quantized weight",
+            bytes(report.output_bytes),
+            report.bits_per_weight
+        )?;
+        let what = if self.recipe.needs_calibration() { "output error" } else { "weight error" };
+        writeln!(
+            text,
+            "{what}   {:.3} % of the signal, mean over layers",
+            100.0 * report.mean_relative_error
+        )?;
+        writeln!(text, "report         {}", args.out.join("report.html").display())?;
+        let next = match self.task {
+            Task::LanguageModel => Some("--perplexity TEXT"),
+            Task::TextClassification => Some("--classify FILE"),
+            Task::ImageClassification => Some("--images DIR"),
+            Task::MaskedLanguageModel | Task::Encoder => None,
+        };
+        if let Some(next) = next {
+            writeln!(text, "\nNext: halfbyte eval {} {next}", args.out.display())?;
+        }
+        Ok(text)
     }
-    writeln!(text, "time           {}", duration(seconds))?;
-    if let Some(peak) = peak {
-        writeln!(text, "peak memory    {}", bytes(peak))?;
-    }
-    writeln!(
-        text,
-        "size           {}, {:.3} bits per quantized weight",
-        bytes(report.output_bytes),
-        report.bits_per_weight
-    )?;
-    let what = if recipe.needs_calibration() { "output error" } else { "weight error" };
-    writeln!(text, "{what}   {:.3} % of the signal, mean over layers", 100.0 * report.mean_relative_error)?;
-    writeln!(text, "report         {}", report_page.display())?;
-    let next = match model.architecture.head.task {
-        Task::LanguageModel => Some("--perplexity TEXT"),
-        Task::TextClassification => Some("--classify FILE"),
-        Task::ImageClassification => Some("--images DIR"),
-        Task::MaskedLanguageModel | Task::Encoder => None,
-    };
-    if let Some(next) = next {
-        writeln!(text, "\nNext: halfbyte eval {} {next}", args.out.display())?;
-    }
-    output::print(&text)
 }
 
 /// Asks for the disk before hours of work are spent on it.
