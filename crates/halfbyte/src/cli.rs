@@ -460,7 +460,7 @@ Examples:
   halfbyte synth --like llama-7b --layers 2 --out random-7b
   halfbyte quantize random-7b --recipe fpq-w4a4 --calibration text.txt --out random-7b-fp4
 
-Weights are random bf16 numbers, the tokenizer is one of single bytes: such a model says nothing of accuracy. Time and \
+Weights are random bf16 numbers, the tokenizer is one of single bytes (for a model of images: a plain processor): such a model says nothing of accuracy. Time and \
 memory of every block are those of the real one, so two blocks tell what a whole model would take.";
 
 /// Write a random checkpoint in the shape of a known model, to try time and memory on this machine.

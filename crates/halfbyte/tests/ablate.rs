@@ -12,7 +12,16 @@ fn ablate(scratch: &Scratch, recipes: &str) -> Command {
     let mut command = halfbyte();
     command.arg("ablate").arg(scratch.model()).args(["--recipes", recipes, "--calibration"]).arg(text());
     command.args(["--calibration-windows", "2", "--calibration-window", "64", "--perplexity"]).arg(text());
-    command.args(["--window", "64", "--windows", "4", "--skip-tokens", "2000", "--keep", "lm_head,embedding"]);
+    command.args([
+        "--window",
+        "64",
+        "--windows",
+        "4",
+        "--skip-tokens",
+        "2000",
+        "--keep",
+        "lm_head,embedding",
+    ]);
     command.arg("--out").arg(scratch.path("ablation"));
     command
 }

@@ -19,8 +19,10 @@ use std::time::Instant;
 
 /// Constants of the memory and time models, fitted to measured runs.
 mod cost {
-    /// Program, threads and allocator.
+    /// Program and threads.
     pub(super) const PROCESS: u64 = 12 << 20;
+    /// Of everything else one part in so many is lost between allocations that do not fit into each other's room.
+    pub(super) const ALLOCATOR_SHARE: u64 = 32;
     /// Bytes that the tokenizer takes for a byte of tokenizer.json.
     pub(super) const TOKENIZER: u64 = 16;
     /// Temporaries of a search or correction over a piece of a group's rows.
@@ -372,7 +374,9 @@ impl Shape<'_> {
             moments.push(Memory { moment: format!("behind the last block, {}", site.kind()), terms });
         }
         let largest = moments.into_iter().reduce(|a, b| if b.peak_bytes() > a.peak_bytes() { b } else { a });
-        Ok(largest.unwrap_or(Memory { moment: String::new(), terms: Vec::new() }))
+        let mut largest = largest.unwrap_or(Memory { moment: String::new(), terms: Vec::new() });
+        largest.terms.push(("allocator", largest.peak_bytes() / cost::ALLOCATOR_SHARE));
+        Ok(largest)
     }
 
     /// Without calibration: the stored weights of two taps, and two layers' codes or one's values.
