@@ -13,7 +13,7 @@ use crate::recipe::{First, Method, Recipe, Search};
 use crate::search::{ShiftRule, steps_per_channel};
 use halfbyte_checkpoint::{CheckpointError, LayerScheme};
 use halfbyte_formats::{Element, Scheme, kernel, pack};
-use halfbyte_model::{Architecture, BlockSpec, Input, Model, Site};
+use halfbyte_model::{Architecture, BlockSpec, Input, Model, Site, StemSpec};
 use halfbyte_tensor::{Matrix, Rows, product};
 use std::time::Instant;
 
@@ -327,6 +327,15 @@ impl Shape<'_> {
         self.tokens().min(self.recipe.sample_tokens as u64)
     }
 
+    /// The inputs themselves, which stay until the end: ids, or the pixels of which a patch becomes a row.
+    fn input_bytes(&self) -> u64 {
+        let row = match &self.architecture().stem {
+            StemSpec::Text(_) => 1,
+            StemSpec::Image(image) => image.channels * image.patch[0] * image.patch[1],
+        };
+        4 * self.tokens() * row as u64
+    }
+
     /// Hidden states between two blocks.
     fn state_bytes(&self) -> u64 {
         self.tokens() * self.architecture().hidden as u64 * 4
@@ -375,6 +384,7 @@ impl Shape<'_> {
         }
         let largest = moments.into_iter().reduce(|a, b| if b.peak_bytes() > a.peak_bytes() { b } else { a });
         let mut largest = largest.unwrap_or(Memory { moment: String::new(), terms: Vec::new() });
+        largest.terms.push(("calibration data", self.input_bytes()));
         largest.terms.push(("allocator", largest.peak_bytes() / cost::ALLOCATOR_SHARE));
         Ok(largest)
     }
