@@ -22,7 +22,7 @@ mod cost {
     /// Program and threads.
     pub(super) const PROCESS: u64 = 12 << 20;
     /// Of everything else one part in so many is lost between allocations that do not fit into each other's room.
-    pub(super) const ALLOCATOR_SHARE: u64 = 32;
+    pub(super) const ALLOCATOR_SHARE: u64 = 12;
     /// Bytes that the tokenizer takes for a byte of tokenizer.json.
     pub(super) const TOKENIZER: u64 = 16;
     /// Temporaries of a search or correction over a piece of a group's rows.
