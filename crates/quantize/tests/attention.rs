@@ -228,10 +228,12 @@ fn threads_files_and_interruptions_change_no_byte() {
         let job = Job { activation_memory, ..job(&model, &recipe, &calibration, &out) };
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         // An impatient user gives a little more time with every try.
-        while let Err(error) = pool.install(|| quantize(&job, &mut Patience(patience))) {
-            assert!(matches!(error, QuantizeError::Stopped(_)), "{error}");
-            patience += 1;
-        }
+        pool.install(|| {
+            while let Err(error) = quantize(&job, &mut Patience(patience)) {
+                assert!(matches!(error, QuantizeError::Stopped(_)), "{error}");
+                patience += 1;
+            }
+        });
         contents(&out)
     };
     let wanted = run("one", 1, 1 << 30, usize::MAX);
