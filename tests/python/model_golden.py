@@ -134,7 +134,12 @@ ENCODERS = {
     "dinov2": ("Dinov2ForImageClassification", DINO, "bfloat16"),
     "dinov2_gated": ("Dinov2ForImageClassification", DINO | dict(use_swiglu_ffn=True), "bfloat16"),
     "dinov2_registers": ("Dinov2WithRegistersForImageClassification", DINO | dict(num_register_tokens=3), "bfloat16"),
+    "dinov2_resized": ("Dinov2ForImageClassification", DINO, "bfloat16"),
+    "dinov2_registers_resized":
+        ("Dinov2WithRegistersForImageClassification", DINO | dict(num_register_tokens=3), "bfloat16"),
 }
+# Pixels of the images of these, where they are not those of the config.
+IMAGES = {"dinov2_resized": (27, 12), "dinov2_registers_resized": (12, 24)}
 
 
 def old_layout(config):
@@ -225,6 +230,7 @@ def write_encoder(name, out):
     if model.main_input_name == "pixel_values":
         config = model.config
         size = config.image_size if isinstance(config.image_size, list) else [config.image_size] * 2
+        size = IMAGES.get(name, size)
         pixels = torch.from_numpy(rng.normal(0, 1, (2, config.num_channels, *size)).astype(np.float32))
         tensors, inputs, seen = {"pixel_values": pixels}, {"pixel_values": pixels}, slice(None)
     else:

@@ -2,10 +2,11 @@
 
     python3 tests/python/results_md.py --model target/smollm2 --work target/results
 
-Quantizes to --work/RECIPE (what is finished there is not done again), then runs one `halfbyte compare` of the original and
-all of them: perplexity, divergence from the original, tasks with paired tests. Needs the assets (HALFBYTE_ASSETS, default
-../shared) and nothing beyond the standard library. All recipes on SmolLM2 with 500 rows of each task take hours on two
-cores; stopped at any moment, the same command goes on where it was. --recipes, --limit and --windows make it smaller.
+Quantizes to --work/RECIPE (what is finished there is not done again), then runs `halfbyte compare` of the original and all
+that there are: perplexity, divergence from the original, tasks with paired tests. The page is written after every --group
+recipes. Needs the assets (HALFBYTE_ASSETS, default ../shared) and nothing beyond the standard library. All recipes on SmolLM2
+with 500 rows of each task take hours on two cores; stopped at any moment, the same command goes on where it was. --recipes,
+--limit and --windows make it smaller.
 """
 import argparse
 import json
@@ -67,17 +68,25 @@ def main():
     parser.add_argument("--task-dir", type=pathlib.Path, default=ASSETS / "data/tasks")
     parser.add_argument("--tasks", default=TASKS, help="separated by commas; empty for none")
     parser.add_argument("--limit", type=int, default=500)
+    parser.add_argument("--products", choices=["f32", "bf16"], default="bf16", help="of the evaluation")
+    parser.add_argument("--group", type=int, default=4, help="recipes between two writings of the page")
     args = parser.parse_args()
     built_in = [r["recipe"] for r in run(args.binary, "recipes", "--json")["recipes"]]
     recipes = args.recipes.split(",") if args.recipes else built_in
     tasks = [t for t in args.tasks.split(",") if t]
     args.work.mkdir(parents=True, exist_ok=True)
-    for recipe in recipes:
-        cost = run(args.binary, "quantize", args.model, "--recipe", recipe, "--calibration", args.calibration,
-                   "--calibration-windows", args.calibration_windows, "--out", args.work / recipe, "--json")
-        print("#", recipe, "was finished" if cost["was_finished"] else f"{cost['seconds']:.0f} s", flush=True)
+    for end in [*range(args.group, len(recipes), args.group), len(recipes)]:
+        for recipe in recipes[max(0, end - args.group):end]:
+            cost = run(args.binary, "quantize", args.model, "--recipe", recipe, "--calibration", args.calibration,
+                       "--calibration-windows", args.calibration_windows, "--out", args.work / recipe, "--json")
+            print("#", recipe, "was finished" if cost["was_finished"] else f"{cost['seconds']:.0f} s", flush=True)
+        write(args, recipes[:end], tasks, [r for r in built_in if r not in recipes[:end]])
+
+
+def write(args, recipes, tasks, left_out):
     command = [args.binary, "compare", args.model, *[args.work / r for r in recipes], "--perplexity", args.text,
-               "--window", args.window, "--windows", args.windows, "--cache", args.work / "cache", "--json"]
+               "--window", args.window, "--windows", args.windows, "--cache", args.work / "cache",
+               "--products", args.products, "--json"]
     if tasks:
         command += ["--tasks", args.tasks, "--task-dir", args.task_dir, "--limit", args.limit]
     found = run(*command)
@@ -88,13 +97,16 @@ def main():
             *table(found, ["original", *recipes], tasks), "",
             f"Calibrated on {args.calibration_windows} windows of {args.calibration.name}. Perplexity and KL divergence (nats, "
             f"mean and 99th percentile) over {scored['windows']} windows of {scored['window']} tokens of {args.text.name}, "
-            f"{scored['tokens']:,} tokens scored."]
+            f"{scored['tokens']:,} tokens scored. All models, the original included, were computed with {args.products} "
+            "products (`--products`)."]
     if tasks:
         page += ["", "Tasks: accuracy in % as lm-evaluation-harness counts `acc`, zero-shot, the first "
                  + ", ".join(f"{n} rows of {t}" for t, n in rows.items())
                  + ". \\* differs from the original with p < 0.05 in McNemar's exact test."]
+    if left_out:
+        page += ["", "Not measured: " + ", ".join(left_out) + "."]
     args.out.write_text("\n".join(page) + "\n")
-    print(f"wrote {args.out}")
+    print(f"wrote {args.out} with {len(recipes)} recipes", flush=True)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@
 Needs the release binary (and for `oracle` the release example layer_search, numpy and safetensors), and the assets
 (HALFBYTE_ASSETS, default ../shared). Everything is a ratio within one run; run it on a quiet machine.
 """
-import argparse, importlib.util, json, os, pathlib, subprocess, sys, tempfile, time
+import argparse, importlib.util, json, os, pathlib, resource, subprocess, sys, tempfile, time
 
 REPO = pathlib.Path(__file__).resolve().parents[2]
 ASSETS = pathlib.Path(os.environ.get("HALFBYTE_ASSETS", REPO.parent / "shared"))
@@ -86,16 +86,24 @@ def oracle(args):
         print(f"{search}: {result['seconds']:.3f} s, {seconds / result['seconds']:.0f} times less, error {result['mse']:.6g}")
 
 
+def cpu_seconds():
+    """Of all commands that have ended: unlike time on the clock it hardly depends on what else the machine does."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def scale(args):
-    print("| blocks | seconds | seconds a block | peak MB | predicted MB |")
-    print("|---|---|---|---|---|")
+    print("| blocks | seconds | CPU seconds | CPU seconds a block | peak MB | predicted MB |")
+    print("|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
         for layers in args.layers:
             folder, out = pathlib.Path(scratch) / f"model-{layers}", pathlib.Path(scratch) / f"out-{layers}"
             run(args.binary, "synth", "--like", args.like, "--layers", layers, "--out", folder, "--json")
+            before = cpu_seconds()
             cost = quantize(args, folder, out, "--recipe", "fpq-w4a4", "--calibration-windows", 32, "--coverage", 0,
                             "--calibration-window", 1024, "--keep", "lm_head,embedding")
-            print(f"| {layers} | {cost['seconds']:.0f} | {cost['seconds'] / layers:.0f} | "
+            cpu = cpu_seconds() - before
+            print(f"| {layers} | {cost['seconds']:.0f} | {cpu:.0f} | {cpu / layers:.0f} | "
                   f"{cost['peak_rss_bytes'] / 1e6:.0f} | {cost['peak_memory_predicted_bytes'] / 1e6:.0f} |", flush=True)
             print("phases:", {k: round(v, 1) for k, v in cost["phases"].items()}, file=sys.stderr, flush=True)
 

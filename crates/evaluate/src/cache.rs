@@ -8,6 +8,7 @@ use crate::EvaluateError;
 use crate::likelihood::Item;
 use halfbyte_checkpoint::write_atomic;
 use halfbyte_model::Model;
+use halfbyte_tensor::Precision;
 use serde::{Serialize, de::DeserializeOwned};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -69,6 +70,7 @@ impl Fingerprint {
         let mut hasher = blake3::Hasher::new();
         let config = model.checkpoint.config().to_string();
         hasher.update(&(config.len() as u64).to_le_bytes()).update(config.as_bytes());
+        hasher.update(&[u8::from(model.precision == Precision::Bf16)]);
         for (path, _) in model.checkpoint.files() {
             add_file(&mut hasher, path)?;
         }

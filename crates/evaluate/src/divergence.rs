@@ -85,7 +85,10 @@ pub fn divergence(
         }
         None => models.iter().map(|_| Book::none()).collect(),
     };
-    let all: Vec<&Model> = [reference].into_iter().chain(models.iter().copied()).collect();
+    // Models of which every window is known are not computed again for the sake of those beside them.
+    let missing: Vec<bool> = books.iter().map(|b| keys.iter().any(|k| b.get(k).is_none())).collect();
+    let open = models.iter().zip(&missing).filter(|(_, open)| **open).map(|(m, _)| *m);
+    let all: Vec<&Model> = [reference].into_iter().chain(open).collect();
     let known = |i: &usize| books.iter().all(|b| b.get(&keys[*i]).is_some());
     let pending: Vec<usize> = (0..windows.len()).filter(|i| !known(i)).collect();
     let items: Vec<&Item> = pending.iter().map(|&i| &windows[i]).collect();
@@ -97,14 +100,15 @@ pub fn divergence(
         let end = windows.len() - items.len() + batch.end;
         let found = compare_batch(&all, &items[batch.clone()], sizes, &mut meter)?;
         for (&i, found) in pending[batch].iter().zip(found) {
-            for (book, window) in books.iter_mut().zip(found) {
+            let open = books.iter_mut().zip(&missing).filter(|(_, open)| **open);
+            for ((book, _), window) in open.zip(found) {
                 if !window.nll.is_finite() || !window.reference_nll.is_finite() {
                     return Err(EvaluateError::NonFinite(format!("window {i}")));
                 }
                 book.put(keys[i].clone(), window);
             }
         }
-        books.iter().try_for_each(Book::save)?;
+        books.iter().zip(&missing).filter(|(_, open)| **open).try_for_each(|(book, _)| book.save())?;
         meter.progress.items("windows", end, windows.len(), None);
     }
     let mut reference = 0.0;
@@ -269,6 +273,25 @@ mod tests {
         assert_eq!(resumed.unwrap(), whole);
         assert!(left < first, "{left} of {first} units were left");
         assert_eq!(run(Some(&cache), &mut |_: u64, _: u64| panic!("nothing is left to do")).unwrap(), whole);
+    }
+
+    #[test]
+    fn what_is_known_of_one_model_is_not_computed_again_beside_another() {
+        let (reference, (dir, other)) = (model(), copy_with_noise());
+        let tokens = tokens(&reference);
+        let cache = Cache::open(&dir.path().join("cache"), &dir.path().join("config.json")).unwrap();
+        let run = |models: &[&Model], cache| {
+            let mut units = 0;
+            let mut count = |_: u64, all: u64| {
+                units = all;
+                true
+            };
+            (divergence(&reference, models, &tokens, OPTIONS, cache, &mut count).unwrap(), units)
+        };
+        let (_, one) = run(&[&other], Some(&cache));
+        let (found, added) = run(&[&other, &reference], Some(&cache));
+        assert_eq!(found, run(&[&other, &reference], None).0);
+        assert_eq!(added, one, "the reference and the added model");
     }
 
     #[test]

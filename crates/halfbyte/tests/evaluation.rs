@@ -188,7 +188,7 @@ fn a_missed_limit_is_exit_code_3() {
         let value: Value = serde_json::from_str(&ran.stdout).unwrap();
         assert_eq!(value["missed"].as_array().unwrap().len(), 2, "both are too bad: {value:#}");
     }
-    with(&["--min-accuracy", "boolq=0.5"]).refused(&["boolq", "--tasks"]);
+    with(&["--min-accuracy", "boolq=0.5"]).refused(&["--min-accuracy boolq", "none of what is measured"]);
     assert_eq!(with(&["--min-accuracy", "piqa=50"]).code, Some(2));
     assert_eq!(with(&["--max-kld", "-1"]).code, Some(2));
 }

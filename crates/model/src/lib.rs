@@ -14,6 +14,7 @@ mod input;
 mod linear;
 mod model;
 mod norm;
+mod positions;
 mod rope;
 mod spec;
 mod stem;
@@ -29,8 +30,8 @@ pub use model::Model;
 pub use rope::Rope;
 pub use spec::{
     Activation, Architecture, BlockSpec, Extra, HeadLayer, HeadSpec, ImageStem, Mlp, NormKind, NormSpec,
-    Part, Pool, Producer, Projections, RotaryTables, Site, StemSpec, Stored, Sublayer, Tap, TapKind, Task,
-    TextStem,
+    Part, Pool, Producer, Projections, Resampling, RotaryTables, Site, StemSpec, Stored, Sublayer, Tap,
+    TapKind, Task, TextStem,
 };
 pub use stem::Stem;
 pub use synth::{SHAPES, Shape, synthesize};

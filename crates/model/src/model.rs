@@ -28,6 +28,8 @@ pub struct Model {
     pub values_of: Option<String>,
     /// A tokenizer.json from elsewhere.
     pub tokenizer_file: Option<PathBuf>,
+    /// How exactly the products of its linear layers are computed.
+    pub precision: Precision,
 }
 
 impl Model {
@@ -43,7 +45,14 @@ impl Model {
             architecture.strip(&prefix);
         }
         let values_of = checkpoint.block_types().map(|types| format!("GGUF {types}"));
-        let model = Self { architecture, checkpoint, manifest, values_of, tokenizer_file: None };
+        let model = Self {
+            architecture,
+            checkpoint,
+            manifest,
+            values_of,
+            tokenizer_file: None,
+            precision: Precision::F32,
+        };
         model.check()?;
         Ok(model)
     }
@@ -148,7 +157,7 @@ impl Model {
             Some(codes) => Weight::Quantized(codes),
             None => Weight::Stored(self.full_weight(site)?, site.inputs),
         };
-        Ok(Linear { site: site.clone(), weight, bias, input, precision: Precision::F32 })
+        Ok(Linear { site: site.clone(), weight, bias, input, precision: self.precision })
     }
 
     /// Codes and quantizer of a layer; `None` if it is not quantized.

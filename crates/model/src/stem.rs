@@ -2,9 +2,11 @@
 
 use crate::linear::{Linear, Weight};
 use crate::norm::Norm;
+use crate::positions::resample;
 use crate::spec::{ImageStem, TextStem};
 use crate::{Input, ModelError};
 use halfbyte_tensor::{Layout, Matrix, add_assign};
+use std::borrow::Cow;
 
 /// The stem with its weights.
 #[derive(Debug)]
@@ -84,11 +86,17 @@ impl Stem {
                 Ok((text.embed(self.hidden, &ids, &types, &layout)?, layout))
             }
             Kind::Image(image) => {
-                let rows = image.spec.rows();
-                let mut out = Matrix::zeros(inputs.len() * rows, self.hidden);
-                for (input, out) in inputs.iter().zip(out.data.chunks_exact_mut(rows * self.hidden)) {
-                    image.embed(input, self.hidden, out)?;
-                    layout.push(rows, &[]);
+                for input in inputs {
+                    layout.push(image.rows(input)?, &[]);
+                }
+                let mut out = Matrix::zeros(layout.rows(), self.hidden);
+                let mut rest = &mut out.data[..];
+                // Images of one size follow each other more often than not.
+                let mut positions = (image.spec.size, Cow::Borrowed(&image.positions[..]));
+                for input in inputs {
+                    let (own, behind) = rest.split_at_mut(image.rows(input)? * self.hidden);
+                    image.embed(input, self.hidden, &mut positions, own)?;
+                    rest = behind;
                 }
                 Ok((out, layout))
             }
@@ -155,29 +163,53 @@ impl Text {
 }
 
 impl Image {
-    /// Writes the rows of one image.
-    fn embed(&self, input: &Input, hidden: usize, out: &mut [f32]) -> Result<(), ModelError> {
+    /// Rows of an image, which must be one that the network takes.
+    fn rows(&self, input: &Input) -> Result<usize, ModelError> {
         let spec = &self.spec;
         let Input::Pixels { channels, height, width, values } = input else {
             return Err(mismatch(input, "images"));
         };
-        let expected = (spec.channels, spec.size[0], spec.size[1]);
-        if (*channels, *height, *width) != expected || values.len() != channels * height * width {
+        let size = [*height, *width];
+        let fits = size == spec.size || (spec.resampling.is_some() && spec.grid(size).iter().all(|&n| n > 0));
+        if *channels != spec.channels || !fits || values.len() != channels * height * width {
             return Err(ModelError::Input(format!(
-                "an image of {channels} x {height} x {width} pixels and {} values; the model takes {} x {} x {}",
+                "an image of {channels} x {height} x {width} pixels and {} values; the model takes {} x {} x {}{}",
                 values.len(),
-                expected.0,
-                expected.1,
-                expected.2
+                spec.channels,
+                spec.size[0],
+                spec.size[1],
+                if spec.resampling.is_some() { " and any other size of a patch or more" } else { "" }
             )));
         }
-        let patches = self.projection.forward(&unfold(values, expected, spec.patch));
+        Ok(spec.rows_of(size))
+    }
+
+    /// Writes the rows of one image. `positions` are those for images of a size, of another one once there was such an image.
+    fn embed(
+        &self,
+        input: &Input,
+        hidden: usize,
+        positions: &mut ([usize; 2], Cow<'_, [f32]>),
+        out: &mut [f32],
+    ) -> Result<(), ModelError> {
+        let spec = &self.spec;
+        let Input::Pixels { channels, height, width, values } = input else {
+            return Err(mismatch(input, "images"));
+        };
+        let size = [*height, *width];
+        let without_patch = spec.positioned() - spec.patches();
+        if let (true, Some(how)) = (positions.0 != size, spec.resampling) {
+            let (own, of_patches) = self.positions.split_at(without_patch * hidden);
+            let of_patches = resample(of_patches, spec.grid(spec.size), spec.grid(size), hidden, how);
+            *positions = (size, [own, &of_patches].concat().into());
+        }
+        let patches = self.projection.forward(&unfold(values, (*channels, *height, *width), spec.patch));
         // Rows with a position come first, and the patches have those after them.
         let before: usize = spec.extra.iter().map(|e| e.rows).sum();
         let (extra, rest) = out.split_at_mut(before * hidden);
         extra.copy_from_slice(&self.extra);
         rest.copy_from_slice(&patches.data);
-        let (own, of_patches) = self.positions.split_at((spec.positioned() - spec.patches()) * hidden);
+        let (own, of_patches) = positions.1.split_at(without_patch * hidden);
         add_assign(&mut extra[..own.len()], own);
         add_assign(rest, of_patches);
         Ok(())

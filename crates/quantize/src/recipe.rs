@@ -113,6 +113,15 @@ pub enum Products {
     Bf16,
 }
 
+impl std::fmt::Display for Products {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16 factors, f32 sums",
+        })
+    }
+}
+
 impl Products {
     /// For the tensor crate.
     pub fn precision(self) -> Precision {

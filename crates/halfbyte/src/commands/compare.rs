@@ -15,7 +15,7 @@ use halfbyte_evaluate::{
     divergence, paired,
 };
 use halfbyte_model::Model;
-use halfbyte_quantize::Report;
+use halfbyte_quantize::{Products, Report};
 use serde_json::json;
 use std::fmt::Write;
 use std::io::ErrorKind;
@@ -70,6 +70,7 @@ pub(crate) fn run(args: &CompareArgs) -> anyhow::Result<()> {
         if let Some(p) = &comparison.models[0].perplexity {
             value["protocol"] = p.protocol().into();
         }
+        value["products"] = json!(measure::products(&args.measure));
         value["skipped_tokens"] = args.measure.skip_tokens.into();
         value["rows"] = json!({ "limit": args.measure.limit, "seed": args.seed });
         value["missed"] = json!(missed);
@@ -77,7 +78,8 @@ pub(crate) fn run(args: &CompareArgs) -> anyhow::Result<()> {
         value["seconds"] = seconds.into();
         output::print_json(&value)?;
     } else {
-        output::print(&table(&comparison, &tasks, &measure::time(seconds, kept))?)?;
+        let products = measure::products(&args.measure);
+        output::print(&table(&comparison, &tasks, products, &measure::time(seconds, kept))?)?;
     }
     if missed.is_empty() { Ok(()) } else { Err(Missed(missed).into()) }
 }
@@ -214,7 +216,7 @@ fn missed(args: &CompareArgs, comparison: &Comparison) -> Vec<String> {
     missed
 }
 
-fn table(comparison: &Comparison, tasks: &[Task], time: &str) -> anyhow::Result<String> {
+fn table(comparison: &Comparison, tasks: &[Task], products: Products, time: &str) -> anyhow::Result<String> {
     let models = &comparison.models;
     let number = |v: Option<f64>, digits: usize| v.map_or("-".into(), |v| format!("{v:.digits$}"));
     let mut table = Table::new([
@@ -301,6 +303,7 @@ fn table(comparison: &Comparison, tasks: &[Task], time: &str) -> anyhow::Result<
             "tasks        zero-shot as in lm-evaluation-harness 0.4.13; difference in acc to model 1 with its 95 % bootstrap interval, p of McNemar's exact test"
         )?;
     }
+    writeln!(text, "products     {products}")?;
     writeln!(text, "time         {time}")?;
     Ok(text)
 }

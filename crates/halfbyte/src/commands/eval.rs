@@ -101,6 +101,7 @@ fn json(args: &EvalArgs, found: &Found, recipe: Option<&str>, seconds: f64) -> V
     if !found.tasks.is_empty() || found.classified.is_some() {
         value["rows"] = json!({ "limit": args.measure.limit, "seed": args.seed });
     }
+    value["products"] = json!(measure::products(&args.measure));
     value["from_cache"] = found.kept.into();
     value["seconds"] = seconds.into();
     value
@@ -164,6 +165,7 @@ fn table(args: &EvalArgs, found: &Found, recipe: Option<&str>, seconds: f64) -> 
         let rows = labelled::rows(&args.measure, args.seed, c.result.n);
         writeln!(text, "data         {}, {rows}; ± is the standard error", path.display())?;
     }
+    writeln!(text, "products     {}", measure::products(&args.measure))?;
     writeln!(text, "time         {}", measure::time(seconds, found.kept))?;
     Ok(text)
 }

@@ -8,6 +8,7 @@ use halfbyte_data::Selection;
 use halfbyte_evaluate::tasks::{Task, TaskResult};
 use halfbyte_evaluate::{Cache, PerplexityOptions, read_text};
 use halfbyte_model::Model;
+use halfbyte_quantize::Products;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use tracing::{info, warn};
@@ -19,7 +20,13 @@ const WINDOW: usize = 2048;
 pub(super) fn open(dir: &Path, args: &MeasureArgs) -> anyhow::Result<Model> {
     let mut model = Model::open(dir).with_context(|| format!("cannot use the model {}", dir.display()))?;
     model.tokenizer_file.clone_from(&args.tokenizer);
+    model.precision = products(args).precision();
     Ok(model)
+}
+
+/// How exactly products are computed.
+pub(super) fn products(args: &MeasureArgs) -> Products {
+    args.products.into()
 }
 
 /// The name of the recipe that a model was quantized with, or of the form in which another tool stored it.

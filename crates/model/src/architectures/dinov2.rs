@@ -4,8 +4,8 @@
 use super::vit;
 use crate::config::{Config, unsupported};
 use crate::{
-    Activation, Architecture, BlockSpec, Extra, HeadSpec, Mlp, ModelError, NormSpec, Part, Pool, Projections,
-    Site, StemSpec, Sublayer, Task,
+    Activation, Architecture, BlockSpec, Extra, HeadSpec, ImageStem, Mlp, ModelError, NormSpec, Part, Pool,
+    Projections, Resampling, Site, StemSpec, Sublayer, Task,
 };
 use halfbyte_tensor::AttentionShape;
 
@@ -66,7 +66,9 @@ pub(super) fn describe(classes: &str, config: &Config) -> Result<Architecture, M
         let name = format!("{root}embeddings.register_tokens");
         extra.push(Extra { name, rows: registers, positioned: false });
     }
-    let stem = vit::stem(config, &root, hidden, extra)?;
+    // Published models have positions for 518 pixels and processors that give 224.
+    let resampling = if registers == 0 { Resampling::Bicubic } else { Resampling::Antialiased };
+    let stem = ImageStem { resampling: Some(resampling), ..vit::stem(config, &root, hidden, extra)? };
     let (task, pool, layers) = match class {
         "Model" => (Task::Encoder, Pool::All, Vec::new()),
         "ForImageClassification" => {

@@ -95,5 +95,5 @@ pub(super) fn stem(
     .of(Part::Embedding);
     projection.stored = Stored::Filters { channels, height: patch[0], width: patch[1] };
     let positions = format!("{root}embeddings.position_embeddings");
-    Ok(ImageStem { projection, channels, size, patch, extra, positions })
+    Ok(ImageStem { projection, channels, size, patch, extra, positions, resampling: None })
 }

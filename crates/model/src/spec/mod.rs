@@ -8,7 +8,7 @@ mod stem;
 pub use block::{BlockSpec, Mlp, Producer, Projections, Sublayer, Tap, TapKind};
 pub use head::{HeadLayer, HeadSpec, Pool, Task};
 pub use site::{Part, Site, Stored};
-pub use stem::{Extra, ImageStem, StemSpec, TextStem};
+pub use stem::{Extra, ImageStem, Resampling, StemSpec, TextStem};
 
 use crate::{Input, Rope};
 use halfbyte_tensor::{Matrix, Rotary, gelu, gelu_tanh, relu, silu, tanh};
@@ -53,6 +53,7 @@ impl Architecture {
     pub fn rows(&self, input: &Input) -> usize {
         match (&self.stem, input) {
             (StemSpec::Text(_), Input::Tokens(ids) | Input::Segments { ids, .. }) => ids.len(),
+            (StemSpec::Image(image), Input::Pixels { height, width, .. }) => image.rows_of([*height, *width]),
             (StemSpec::Image(image), _) => image.rows(),
             (StemSpec::Text(_), Input::Pixels { .. }) => 0,
         }

@@ -49,6 +49,17 @@ pub struct ImageStem {
     pub extra: Vec<Extra>,
     /// Name of the table of positions `[1, extra rows with a position + patches, hidden]`.
     pub positions: String,
+    /// How positions are made for images of another size; `None` if there can be none.
+    pub resampling: Option<Resampling>,
+}
+
+/// How a table of positions is resampled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resampling {
+    /// Bicubic, from four neighbours a direction.
+    Bicubic,
+    /// Bicubic, over as many as a new place covers.
+    Antialiased,
 }
 
 /// Learned rows before the patches, `[1, rows, hidden]`.
@@ -63,14 +74,24 @@ pub struct Extra {
 }
 
 impl ImageStem {
-    /// Patches of an image.
-    pub fn patches(&self) -> usize {
-        (self.size[0] / self.patch[0]) * (self.size[1] / self.patch[1])
+    /// Rows and columns of patches of an image of this many rows and columns of pixels.
+    pub fn grid(&self, size: [usize; 2]) -> [usize; 2] {
+        [size[0] / self.patch[0], size[1] / self.patch[1]]
     }
 
-    /// Rows of an image: extra ones and patches.
+    /// Patches of an image of the size that positions are for.
+    pub fn patches(&self) -> usize {
+        self.grid(self.size).iter().product()
+    }
+
+    /// Rows of an image of that size: extra ones and patches.
     pub fn rows(&self) -> usize {
-        self.extra.iter().map(|e| e.rows).sum::<usize>() + self.patches()
+        self.rows_of(self.size)
+    }
+
+    /// Rows of an image of another.
+    pub fn rows_of(&self, size: [usize; 2]) -> usize {
+        self.extra.iter().map(|e| e.rows).sum::<usize>() + self.grid(size).iter().product::<usize>()
     }
 
     /// Rows that have positions.
