@@ -1,20 +1,23 @@
-"""Measures every method on a BERT and a ViT and writes docs/encoders.json and, as Markdown, docs/encoders.md.
+"""Measures every method on a BERT and a ViT and writes docs/results_encoders.json and, as Markdown, docs/results_encoders.md.
 
     cargo build --release -p halfbyte
     python3 tests/python/results_encoders.py --binary target/release/halfbyte
 
 MiniLM-L6-sst2 is calibrated on 128 of 512 training rows of SST-2 and measured on 436 others, ViT-S14-cifar10 on 128 of 130
-training images of CIFAR-10 and measured on 500 others. Needs the assets (HALFBYTE_ASSETS, default ../shared) and nothing
-beyond the standard library. Every cell is kept in the JSON file as soon as it is there; run it again to go on after an
-interruption, or with --only to measure some cells.
+training images of CIFAR-10 and measured on 500 others, each with attention's own products left alone and quantized to as
+many bits as activations. Needs the assets (HALFBYTE_ASSETS, default ../shared) and nothing beyond the standard library.
+Every cell is kept in the JSON file as soon as it is there; run it again to go on after an interruption, or with --only to
+measure some cells. Text of the Markdown file below a line "<!-- notes -->" is kept.
 """
 import argparse
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import tempfile
 
+NOTES = "<!-- notes -->"
 ROOT = pathlib.Path(__file__).parents[2]
 ASSETS = pathlib.Path(os.environ.get("HALFBYTE_ASSETS", "../shared"))
 # Rows of the table: name, recipe without its bits.
@@ -38,23 +41,27 @@ def run(*command):
     return json.loads(done.stdout)
 
 
-def cell(args, model, recipe, width, scratch):
+def cell(args, model, recipe, width, attention, scratch):
     """One quantized model beside the original, over the same rows."""
     how, original = MODELS[model], ASSETS / "models" / model
     embedding, weights, activations = width
-    out = pathlib.Path(scratch) / f"{model}-{recipe}-{'-'.join(map(str, width))}"
+    out = pathlib.Path(scratch) / f"{model}-{recipe}-{'-'.join(map(str, width))}-{attention}"
     made = run(args.binary, "quantize", original, "--recipe", f"{recipe}-w{weights}a{activations}", "--embedding-bits", embedding,
-               "--calibration", ASSETS / how["calibration"], "--out", out, "--json")
+               "--attention-bits", attention, "--calibration", ASSETS / how["calibration"], "--out", out, "--json")
     option, data = how["measure"]
     found = run(args.binary, "compare", original, out, option, ASSETS / data, "--cache", pathlib.Path(scratch) / "rows", "--json")
     full, own = (m["classification"] for m in found["models"])
-    layers = sorted(found["models"][1]["layers"], key=lambda l: -l["relative_error"])
+    inside = run(args.binary, "inspect", out, "--json")
+    layers = sorted(inside["layers"], key=lambda l: -l["relative_error"])
+    products = [a["relative_error"] for a in inside["attention"]]
+    shutil.rmtree(out)
     return {
         "acc": own["acc"], "stderr": own["stderr"], "n": own["n"], "full_precision": full["acc"],
         "full_precision_stderr": full["stderr"], "paired": own["paired"], "seconds": made["seconds"],
         "peak_rss_bytes": made["peak_rss_bytes"], "bits_per_weight": made["bits_per_weight"],
         "mean_relative_error": made["mean_relative_error"],
         "worst_layers": [[l["name"], round(l["relative_error"], 4)] for l in layers[:5]],
+        "attention_relative_error": sum(products) / len(products) if products else None,
     }
 
 
@@ -62,50 +69,55 @@ def markdown(state):
     lines = [
         "# Encoders", "",
         "Accuracy in % of models whose embedding, linear layers and classifier are all quantized, by the bits of embedding / weights /",
-        "activations (E/W/A; the products inside attention are not quantized). An asterisk: McNemar's exact test finds the answers",
-        "different from full precision's at 5 %. Made by `tests/python/results_encoders.py`, which keeps in `docs/encoders.json` what",
-        "else was measured; the calibration rows and images are none of those measured.", "",
+        "activations (E/W/A), with attention's own products `q·kᵀ` and `probabilities·v` left alone and with their operands quantized",
+        "to as many bits as activations (`--attention-bits`). An asterisk: McNemar's exact test finds the answers different from full",
+        "precision's at 5 %. Made by `python3 tests/python/results_encoders.py --binary target/release/halfbyte`, which keeps in",
+        "`docs/results_encoders.json` what else was measured; the calibration rows and images are none of those measured.", "",
     ]
     for model, how in MODELS.items():
-        cells = {k: v for k, v in state.items() if k.startswith(model)}
+        cells = [v for k, v in state.items() if k.startswith(model)]
         if not cells:
             continue
-        any_cell = next(iter(cells.values()))
-        full = f"{100 * any_cell['full_precision']:.1f} ± {100 * any_cell['full_precision_stderr']:.1f}"
-        lines += [f"## {model}, {how['what']}", "", f"Full precision: {full}.", "",
-                  "| method | " + " | ".join("/".join(map(str, w)) for w in WIDTHS) + " |", "|---|" + "---|" * len(WIDTHS)]
+        full = f"{100 * cells[0]['full_precision']:.1f} ± {100 * cells[0]['full_precision_stderr']:.1f}"
+        names = ["/".join(map(str, w)) for w in WIDTHS]
+        lines += [f"## {model}, {how['what']}", "", f"Full precision: {full}. On the right attention's products are quantized too.", "",
+                  "| method | " + " | ".join(names + [f"{n}, attention {w[2]}" for n, w in zip(names, WIDTHS)]) + " |",
+                  "|---|" + "---|" * (2 * len(WIDTHS))]
         for name, recipe in METHODS:
-            row = [state.get(key(model, recipe, w)) for w in WIDTHS]
+            row = [state.get(key(model, recipe, w, a)) for quantized in (False, True) for w in WIDTHS
+                   for a in [w[2] if quantized else 16]]
             star = lambda c: "\\*" if c["paired"]["p_value"] < 0.05 else ""
             lines.append(f"| {name} | " + " | ".join(f"{100 * c['acc']:.1f}{star(c)}" if c else "–" for c in row) + " |")
         lines.append("")
     return "\n".join(lines)
 
 
-def key(model, recipe, width):
-    return f"{model} {recipe} {'/'.join(map(str, width))}"
+def key(model, recipe, width, attention):
+    return f"{model} {recipe} {'/'.join(map(str, width))} attention {attention}"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--binary", default="target/release/halfbyte")
-    parser.add_argument("--state", default=ROOT / "docs/encoders.json", type=pathlib.Path)
-    parser.add_argument("--out", default=ROOT / "docs/encoders.md", type=pathlib.Path)
+    parser.add_argument("--state", default=ROOT / "docs/results_encoders.json", type=pathlib.Path)
+    parser.add_argument("--out", default=ROOT / "docs/results_encoders.md", type=pathlib.Path)
     parser.add_argument("--only", default="", help="measure only cells whose name has this in it")
     args = parser.parse_args()
     state = json.loads(args.state.read_text()) if args.state.exists() else {}
+    # The cells that matter most first.
+    cells = [(model, recipe, width, attention) for width in reversed(WIDTHS) for attention in (width[2], 16)
+             for _, recipe in reversed(METHODS) for model in MODELS]
     with tempfile.TemporaryDirectory() as scratch:
-        for width in reversed(WIDTHS):
-            for model in MODELS:
-                for _, recipe in reversed(METHODS):
-                    name = key(model, recipe, width)
-                    if name in state or args.only not in name:
-                        continue
-                    state[name] = cell(args, model, recipe, width, scratch)
-                    args.state.write_text(json.dumps(dict(sorted(state.items())), indent=1) + "\n")
-                    print(name, f"{state[name]['acc']:.4f} of {state[name]['full_precision']:.4f},",
-                          f"{state[name]['seconds']:.1f} s", flush=True)
-    args.out.write_text(markdown(state))
+        for cell_of in cells:
+            name = key(*cell_of)
+            if name in state or args.only not in name:
+                continue
+            state[name] = cell(args, *cell_of, scratch)
+            args.state.write_text(json.dumps(dict(sorted(state.items())), indent=1) + "\n")
+            print(name, f"{state[name]['acc']:.4f} of {state[name]['full_precision']:.4f},",
+                  f"{state[name]['seconds']:.1f} s", flush=True)
+    notes = args.out.read_text().partition(NOTES)[2] if args.out.exists() else ""
+    args.out.write_text(markdown(state) + (NOTES + notes if notes else ""))
 
 
 if __name__ == "__main__":

@@ -12,8 +12,10 @@
 //!
 //! and a [`LayerScheme`] under `quantization_config.layers` in config.json, repeated as the metadata entry
 //! `halfbyte.layers` of every safetensors file, so that either alone tells how to read the codes. A layer whose weight
-//! is left alone keeps its `X.weight`.
+//! is left alone keeps its `X.weight`. Attention's own products, where they are quantized, are described by the module
+//! `attention`.
 
+use crate::attention::{AttentionScheme, AttentionWidths, StoredAttention};
 use crate::layout::{Layout, scale_shape, with_dtype};
 use crate::{Checkpoint, CheckpointError, Dtype, TensorSpec};
 use halfbyte_formats::{Granularity, InputQuantizer, QuantizedMatrix, ScaleFormat, Scheme, pack};
@@ -23,9 +25,10 @@ use std::collections::BTreeMap;
 /// `quant_method` of our folders.
 const METHOD: &str = "halfbyte";
 /// Largest shift of a column.
-const MAX_SHIFT: u8 = 31;
-/// Version of the layout that this code writes and reads.
+pub(crate) const MAX_SHIFT: u8 = 31;
+/// Version of the layout; that of folders whose attention is quantized too, which older readers would ignore.
 const VERSION: u32 = 1;
+const ATTENTION_VERSION: u32 = 2;
 
 /// What `quantization_config` of a halfbyte folder holds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -36,6 +39,9 @@ pub struct Manifest {
     pub recipe: serde_json::Value,
     /// Schemes by layer name.
     pub layers: BTreeMap<String, LayerScheme>,
+    /// Schemes of attention's own products by the name of the attention.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub attention: BTreeMap<String, AttentionScheme>,
     /// Whose tensors they are.
     #[serde(skip)]
     pub layout: Layout,
@@ -44,7 +50,15 @@ pub struct Manifest {
 impl Manifest {
     /// A manifest of this version.
     pub fn new(recipe: serde_json::Value, layers: BTreeMap<String, LayerScheme>) -> Self {
-        Self { quant_method: METHOD.into(), version: VERSION, recipe, layers, layout: Layout::Halfbyte }
+        let (attention, layout) = (BTreeMap::new(), Layout::Halfbyte);
+        Self { quant_method: METHOD.into(), version: VERSION, recipe, layers, attention, layout }
+    }
+
+    /// The same for a model whose attention is quantized too.
+    #[must_use]
+    pub fn with_attention(self, attention: BTreeMap<String, AttentionScheme>) -> Self {
+        let version = if attention.is_empty() { VERSION } else { ATTENTION_VERSION };
+        Self { attention, version, ..self }
     }
 
     /// The manifest of a folder, ours or one in a [`Layout`] that we read; `None` for an ordinary checkpoint.
@@ -74,8 +88,11 @@ impl Manifest {
                 )));
             }
         }
-        if found.get("version").and_then(|v| v.as_u64()) != Some(u64::from(VERSION)) {
-            return Err(fail(format!("its version is not {VERSION}; it was written by another halfbyte")));
+        let known = [VERSION, ATTENTION_VERSION].map(|v| Some(u64::from(v)));
+        if !known.contains(&found.get("version").and_then(|v| v.as_u64())) {
+            return Err(fail(format!(
+                "its version is not {VERSION} or {ATTENTION_VERSION}; it was written by another halfbyte"
+            )));
         }
         serde_json::from_value(found.clone()).map(Some).map_err(|e| fail(e.to_string()))
     }
@@ -115,6 +132,34 @@ impl Manifest {
         let Some(layer) = self.layers.get(name) else { return Ok(None) };
         self.layout.check(layer, checkpoint, name, rows, cols)?;
         self.layout.read(layer, checkpoint, name, rows, cols).map(Some)
+    }
+}
+
+impl Manifest {
+    /// Checks that the tensors of the attention `name` are there with the right shapes and types.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::require`], and for a scheme that cannot be computed.
+    pub fn check_attention(
+        &self,
+        checkpoint: &Checkpoint,
+        name: &str,
+        widths: AttentionWidths,
+    ) -> Result<(), CheckpointError> {
+        self.attention.get(name).map_or(Ok(()), |scheme| scheme.check_stored(checkpoint, name, widths))
+    }
+
+    /// Reads the quantizers of the attention `name`; `None` if it is not quantized.
+    ///
+    /// # Errors
+    /// As [`check_attention`](Self::check_attention), and for scales or shifts that cannot be.
+    pub fn read_attention(
+        &self,
+        checkpoint: &Checkpoint,
+        name: &str,
+        widths: AttentionWidths,
+    ) -> Result<Option<StoredAttention>, CheckpointError> {
+        self.attention.get(name).map(|scheme| scheme.read(checkpoint, name, widths)).transpose()
     }
 }
 
@@ -181,6 +226,34 @@ pub(crate) fn scale_bytes(format: ScaleFormat, scales: &[f32]) -> Vec<u8> {
     }
 }
 
+/// A quantizer of rows of `cols` values, with its scale and shifts if it has any.
+///
+/// # Errors
+/// What cannot be computed, as a message.
+pub(crate) fn input_quantizer(
+    scheme: Scheme,
+    scale: f32,
+    shifts: Vec<u8>,
+    cols: usize,
+) -> Result<InputQuantizer, String> {
+    if !(scale.is_normal() && scale > 0.0) {
+        return Err(format!("{scale} is not a positive scale"));
+    }
+    if let Some(bad) = shifts.iter().find(|&&s| s > MAX_SHIFT) {
+        return Err(format!("a shift of {bad}, the largest is {MAX_SHIFT}"));
+    }
+    if !scheme.element.is_signed() {
+        return Err(format!("{scheme} has no negative numbers"));
+    }
+    if scheme.dynamic {
+        return InputQuantizer::dynamic(scheme, scale, cols).map_err(|e| e.to_string());
+    }
+    if scheme.scale != ScaleFormat::F32 || scheme.granularity != Granularity::Tensor {
+        return Err(format!("inputs quantized as {scheme} cannot be computed"));
+    }
+    Ok(InputQuantizer::new(scheme.element, scale, shifts))
+}
+
 impl LayerScheme {
     /// The tensors, in halfbyte's own form, of layer `name`, a `[rows, cols]` weight.
     pub fn tensors(&self, name: &str, rows: usize, cols: usize) -> Vec<TensorSpec> {
@@ -221,26 +294,13 @@ impl LayerScheme {
         shifts: Vec<u8>,
         cols: usize,
     ) -> Result<Option<InputQuantizer>, String> {
-        let Some(scheme) = self.input else { return Ok(None) };
-        if !(scale.is_normal() && scale > 0.0) {
-            return Err(format!("{scale} is not a positive scale"));
-        }
-        if let Some(bad) = shifts.iter().find(|&&s| s > MAX_SHIFT) {
-            return Err(format!("a shift of {bad}, the largest is {MAX_SHIFT}"));
-        }
-        if scheme.dynamic {
-            return InputQuantizer::dynamic(scheme, scale, cols).map(Some).map_err(|e| e.to_string());
-        }
-        if scheme.scale != ScaleFormat::F32 || scheme.granularity != Granularity::Tensor {
-            return Err(format!("inputs quantized as {scheme} cannot be computed"));
-        }
-        Ok(Some(InputQuantizer::new(scheme.element, scale, shifts)))
+        self.input.map(|scheme| input_quantizer(scheme, scale, shifts, cols)).transpose()
     }
 
     /// Checks what can be known without reading a tensor.
     pub(crate) fn check_schemes(&self, name: &str, rows: usize, cols: usize) -> Result<(), String> {
         if let Some(scheme) = &self.weight {
-            if scheme.dynamic || scheme.shifts {
+            if scheme.dynamic || scheme.shifts || !scheme.element.is_signed() {
                 return Err(format!("weights stored as {scheme} cannot be read"));
             }
             scheme.check_shape(name, rows, cols).map_err(|e| e.to_string())?;

@@ -30,6 +30,7 @@
 //! ```
 
 mod atomic;
+mod attention;
 pub mod compressed_tensors;
 mod dtype;
 mod error;
@@ -60,6 +61,7 @@ pub const COMPANIONS: [&str; 10] = [
 ];
 
 pub use atomic::{AtomicFile, copy_atomic, write_atomic};
+pub use attention::{AttentionScheme, AttentionWidths, StoredAttention};
 pub use dtype::Dtype;
 pub use error::{CheckpointError, WriteError};
 pub use file::{SafetensorsFile, TensorInfo};

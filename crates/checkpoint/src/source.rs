@@ -1,5 +1,6 @@
 //! A Hugging Face model folder, opened for reading.
 
+use crate::attention;
 use crate::{
     dtype::Dtype,
     error::CheckpointError,
@@ -155,6 +156,9 @@ impl Checkpoint {
                 weights.push(TensorInfo::computed(tensor.clone(), Dtype::F32, shape, bytes, file));
                 tensors.insert(tensor, weights.len());
             }
+        }
+        for tensor in manifest.attention.keys().flat_map(|name| attention::names(name)) {
+            tensors.remove(&tensor);
         }
         let (mut config, dir) = (self.config.clone(), self.dir.clone());
         if let Some(config) = config.as_object_mut() {

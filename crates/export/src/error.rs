@@ -58,3 +58,17 @@ pub enum ExportError {
     #[error("the export was stopped; nothing was left behind")]
     Stopped,
 }
+
+impl ExportError {
+    /// Attention's own products are quantized, which no file of another engine says.
+    pub fn attention(target: Target) -> Self {
+        let engine = if target.is_gguf() { "llama.cpp" } else { "vLLM" };
+        let options = if target.is_gguf() { "-ctk and -ctv" } else { "--kv-cache-dtype" };
+        let message = format!(
+            "attention's operands are quantized (attention_bits or kv_scheme of the recipe, --attention-bits or --kv-cache), \
+             which its files do not say; quantize without, and choose the type of {engine}'s KV cache when it is started \
+             ({options})"
+        );
+        Self::Cannot { target, message }
+    }
+}

@@ -245,5 +245,8 @@ pub(crate) fn plan_of(model: &Model, target: Target) -> Result<Plan, ExportError
     let dir = || model.checkpoint.dir().to_path_buf();
     let manifest = model.manifest.as_ref().filter(|m| m.layout == Layout::Halfbyte);
     let manifest = manifest.ok_or_else(|| ExportError::NotQuantized(dir()))?;
+    if !manifest.attention.is_empty() {
+        return Err(ExportError::attention(target));
+    }
     check(&model.architecture, &|name| manifest.layers.get(name).copied(), target)
 }

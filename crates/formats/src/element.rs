@@ -36,6 +36,19 @@ pub enum Element {
     ///
     /// Neither NaN code, 0x7F or 0xFF, is ever produced, and a stored matrix with one is refused.
     E4M3Fn,
+    /// [`Float`](Self::Float) without a sign bit, for what is never negative: all codes are its table from zero up, and
+    /// negative numbers become 0.
+    UnsignedFloat {
+        /// Exponent bits, 1 or more.
+        exponent: u8,
+        /// Mantissa bits, 0 or more.
+        mantissa: u8,
+    },
+    /// An integer `0 ..= 2^n − 1`; negative numbers become 0.
+    UnsignedInt {
+        /// Bits, 2 to 8.
+        bits: u8,
+    },
 }
 
 impl Element {
@@ -78,23 +91,50 @@ impl Element {
         if (2..=8).contains(&bits) { Ok(Self::Int { bits }) } else { Err(FormatError::Int { bits }) }
     }
 
-    /// Bits of one code, with the sign.
+    /// A float element without a sign, of `exponent + mantissa` bits.
+    ///
+    /// # Errors
+    /// [`FormatError::Float`] without exponent bits, with more than 7 of them, or with more than 8 bits in all.
+    pub fn unsigned_float(exponent: u8, mantissa: u8) -> Result<Self, FormatError> {
+        if (1..=7).contains(&exponent) && mantissa <= 8 - exponent {
+            Ok(Self::UnsignedFloat { exponent, mantissa })
+        } else {
+            Err(FormatError::Float { exponent, mantissa })
+        }
+    }
+
+    /// An integer element of `bits` bits without a sign.
+    ///
+    /// # Errors
+    /// [`FormatError::Int`] for widths other than 2 to 8.
+    pub fn unsigned_int(bits: u8) -> Result<Self, FormatError> {
+        if (2..=8).contains(&bits) { Ok(Self::UnsignedInt { bits }) } else { Err(FormatError::Int { bits }) }
+    }
+
+    /// Bits of one code, with the sign if it has one.
     pub fn bits(self) -> u32 {
         match self {
             Self::Float { exponent, mantissa } => 1 + u32::from(exponent) + u32::from(mantissa),
-            Self::Int { bits } => u32::from(bits),
+            Self::UnsignedFloat { exponent, mantissa } => u32::from(exponent) + u32::from(mantissa),
+            Self::Int { bits } | Self::UnsignedInt { bits } => u32::from(bits),
             Self::E4M3Fn => 8,
         }
     }
 
-    /// The largest value at scale 1: `(2 − 2^−M) · 2^(2^E − 1 − b0)`, or `2^(n−1) − 1`.
+    /// Whether it has negative values.
+    pub fn is_signed(self) -> bool {
+        !matches!(self, Self::UnsignedFloat { .. } | Self::UnsignedInt { .. })
+    }
+
+    /// The largest value at scale 1: `(2 − 2^−M) · 2^(2^E − 1 − b0)`, or `2^(n−1) − 1`, without a sign `2^n − 1`.
     pub fn max_value(self) -> f32 {
         match self {
-            Self::Float { exponent, mantissa } => {
+            Self::Float { exponent, mantissa } | Self::UnsignedFloat { exponent, mantissa } => {
                 let top = (1 << exponent) - 1 - self.canonical_bias();
                 (2.0 - exp2i(-i32::from(mantissa))) * exp2i(top)
             }
             Self::Int { bits } => ((1 << (bits - 1)) - 1) as f32,
+            Self::UnsignedInt { bits } => ((1 << bits) - 1) as f32,
             Self::E4M3Fn => 448.0,
         }
     }
@@ -102,9 +142,11 @@ impl Element {
     /// Exponent and mantissa bits; `None` for integers.
     pub fn fields(self) -> Option<(u8, u8)> {
         match self {
-            Self::Float { exponent, mantissa } => Some((exponent, mantissa)),
+            Self::Float { exponent, mantissa } | Self::UnsignedFloat { exponent, mantissa } => {
+                Some((exponent, mantissa))
+            }
             Self::E4M3Fn => Some((4, 3)),
-            Self::Int { .. } => None,
+            Self::Int { .. } | Self::UnsignedInt { .. } => None,
         }
     }
 
@@ -123,6 +165,17 @@ impl Element {
         let bits = bits as u8;
         let low = if bits == 8 { 2 } else { 0 };
         (low..bits - 1).map(|m| Self::Float { exponent: bits - 1 - m, mantissa: m }).collect()
+    }
+
+    /// The same without a sign bit, for attention's probabilities: from all exponent bits to one (UE4M0 … UE1M3); eight bits
+    /// start at two mantissa bits (UE6M2 … UE1M7).
+    pub fn searched_unsigned(bits: u32) -> Vec<Self> {
+        if !(2..=8).contains(&bits) {
+            return Vec::new();
+        }
+        let bits = bits as u8;
+        let low = if bits == 8 { 2 } else { 0 };
+        (low..bits).map(|m| Self::UnsignedFloat { exponent: bits - m, mantissa: m }).collect()
     }
 
     /// The largest integer by which a channel's exponent bias may exceed the tensor's: `2^E − 1`; 0 for integers
@@ -174,6 +227,8 @@ impl fmt::Display for Element {
             Self::Float { exponent, mantissa } => f.pad(&format!("e{exponent}m{mantissa}")),
             Self::Int { bits } => f.pad(&format!("int{bits}")),
             Self::E4M3Fn => f.pad("e4m3fn"),
+            Self::UnsignedFloat { exponent, mantissa } => f.pad(&format!("ue{exponent}m{mantissa}")),
+            Self::UnsignedInt { bits } => f.pad(&format!("uint{bits}")),
         }
     }
 }
@@ -181,7 +236,7 @@ impl fmt::Display for Element {
 impl FromStr for Element {
     type Err = FormatError;
 
-    /// Reads `e2m1`, `int4` and the like, in either case.
+    /// Reads `e2m1`, `int4`, without a sign `ue2m2`, `uint4`, and the like, in either case.
     fn from_str(text: &str) -> Result<Self, FormatError> {
         let lower = text.to_ascii_lowercase();
         if lower == "e4m3fn" {
@@ -190,13 +245,20 @@ impl FromStr for Element {
         // Only plain digits: u8's own parser would take a '+' too.
         let number =
             |t: &str| if t.bytes().all(|b| b.is_ascii_digit()) { t.parse::<u8>().ok() } else { None };
-        if let Some(bits) = lower.strip_prefix("int").and_then(number) {
-            return Self::int(bits);
+        let (rest, signed) = match lower.strip_prefix('u') {
+            Some(rest) => (rest, false),
+            None => (lower.as_str(), true),
+        };
+        if let Some(bits) = rest.strip_prefix("int").and_then(number) {
+            return if signed { Self::int(bits) } else { Self::unsigned_int(bits) };
         }
-        if let Some((e, m)) = lower.strip_prefix('e').and_then(|rest| rest.split_once('m'))
+        if let Some((e, m)) = rest.strip_prefix('e').and_then(|rest| rest.split_once('m'))
             && let (Some(exponent), Some(mantissa)) = (number(e), number(m))
         {
-            return Self::float(exponent, mantissa);
+            return match signed {
+                true => Self::float(exponent, mantissa),
+                false => Self::unsigned_float(exponent, mantissa),
+            };
         }
         let expected = "a float such as e2m1, or an integer such as int4";
         Err(FormatError::Parse { what: "an element", text: text.to_owned(), expected })
@@ -219,7 +281,13 @@ impl<'de> Deserialize<'de> for Element {
 pub(crate) mod tests {
     use super::*;
 
-    /// Every element of 2 to 8 bits.
+    /// Every element of 2 to 8 bits without a sign.
+    pub(crate) fn unsigned() -> Vec<Element> {
+        let floats = (1..=7).flat_map(|e| (0..=8 - e).map(move |m| Element::unsigned_float(e, m).unwrap()));
+        floats.chain((2..=8).map(|n| Element::unsigned_int(n).unwrap())).collect()
+    }
+
+    /// Every element of 2 to 8 bits with a sign.
     pub(crate) fn all() -> Vec<Element> {
         let floats = (1..=7).flat_map(|e| (0..=7 - e).map(move |m| Element::float(e, m).unwrap()));
         floats.chain((2..=8).map(|n| Element::int(n).unwrap())).collect()
@@ -239,6 +307,24 @@ pub(crate) mod tests {
         assert_eq!(Element::INT4.value(0b1000), -8.0);
         assert_eq!(Element::E4M3.max_value(), 480.0);
         assert_eq!(Element::float(7, 0).unwrap().max_value(), 2f32.powi(64));
+    }
+
+    #[test]
+    fn without_a_sign_all_codes_are_numbers_from_zero_up() {
+        let values = |text: &str| {
+            let element: Element = text.parse().unwrap();
+            (0..1u16 << element.bits()).map(|code| element.value(code as u8)).collect::<Vec<_>>()
+        };
+        let ue2m2 = [0., 0.25, 0.5, 0.75, 1., 1.25, 1.5, 1.75, 2., 2.5, 3., 3.5, 4., 5., 6., 7.];
+        assert_eq!(values("ue2m2"), ue2m2);
+        assert_eq!(values("uint4"), (0..16u8).map(f32::from).collect::<Vec<_>>());
+        for element in unsigned() {
+            let values = values(&element.to_string());
+            assert!(values[0] == 0.0 && values.windows(2).all(|w| w[0] < w[1]), "{element}");
+            assert_eq!(values.last(), Some(&element.max_value()), "{element}");
+            assert!(!element.is_signed());
+        }
+        assert!(all().into_iter().all(Element::is_signed));
     }
 
     #[test]
@@ -269,13 +355,14 @@ pub(crate) mod tests {
 
     #[test]
     fn names_are_read_back() {
-        for element in all() {
+        for element in all().into_iter().chain(unsigned()) {
             assert_eq!(element.to_string().parse(), Ok(element));
         }
         assert_eq!("E2M1".parse(), Ok(Element::E2M1));
-        for wrong in
-            ["", "e", "e2", "e2m", "m1", "e0m3", "e4m4", "e200m200", "e300m1", "int", "int1", "int9", "e+2m1"]
-        {
+        for wrong in [
+            "", "e", "e2", "e2m", "m1", "e0m3", "e4m4", "e200m200", "e300m1", "int", "int1", "int9", "e+2m1",
+            "u", "ue0m4", "ue5m4", "ue8m0", "uint9", "ue4m3fn",
+        ] {
             assert!(wrong.parse::<Element>().is_err(), "{wrong}");
         }
     }
@@ -286,6 +373,11 @@ pub(crate) mod tests {
         assert_eq!(names(4), ["e3m0", "e2m1", "e1m2"]);
         assert_eq!(names(6), ["e5m0", "e4m1", "e3m2", "e2m3", "e1m4"]);
         assert_eq!(names(8), ["e5m2", "e4m3", "e3m4", "e2m5", "e1m6"]);
+        assert!(names(1).is_empty() && names(9).is_empty());
+        let names =
+            |bits| Element::searched_unsigned(bits).iter().map(Element::to_string).collect::<Vec<_>>();
+        assert_eq!(names(4), ["ue4m0", "ue3m1", "ue2m2", "ue1m3"]);
+        assert_eq!(names(8), ["ue6m2", "ue5m3", "ue4m4", "ue3m5", "ue2m6", "ue1m7"]);
         assert!(names(1).is_empty() && names(9).is_empty());
     }
 

@@ -32,13 +32,15 @@ const MAGNITUDE: u32 = 0x7fff_ffff;
 pub(crate) struct Grid {
     /// The largest value.
     max: f32,
+    /// The smallest value: −max, or 0 without a sign.
+    min: f32,
     /// Bits of 2^emin, below which the step is constant.
     min_exponent: u32,
     /// Added to exponent bits, makes the bits of the rounding constant.
     offset: u32,
     /// 23 − M: from `f32` bits to code bits.
     shift: u32,
-    /// Position of the sign bit in a code.
+    /// Position of the sign bit in a code; past its end if it has none.
     sign: u32,
     /// The step below 2^(emin + 1).
     min_step: f32,
@@ -54,20 +56,22 @@ impl Grid {
             None => (7, 7, true),
         };
         let min_exponent = ((emin + 127) as u32) << 23;
+        let (max, signed) = (element.max_value(), element.is_signed());
         Self {
-            max: element.max_value(),
+            max,
+            min: if signed { -max } else { 0.0 },
             min_exponent,
             offset: ((23 - mantissa) << 23) + 0x0040_0000,
             shift: 23 - mantissa,
-            sign: element.bits() - 1,
+            sign: element.bits() - u32::from(signed),
             min_step: f32::from_bits(min_exponent - (mantissa << 23)),
             integer,
         }
     }
 
-    /// The same grid, ending earlier, at a value of its own.
+    /// The same signed grid, ending earlier, at a value of its own.
     pub(crate) fn ending_at(self, max: f32) -> Self {
-        Self { max, ..self }
+        Self { max, min: -max, ..self }
     }
 
     /// The value of the grid nearest to `u`, never −0.
@@ -75,7 +79,7 @@ impl Grid {
     pub(crate) fn round(self, u: f32) -> f32 {
         // Written so that a NaN takes the second branch: one instruction, and the same on every machine.
         let u = if u < self.max { u } else { self.max };
-        let u = if u > -self.max { u } else { -self.max };
+        let u = if u > self.min { u } else { self.min };
         let exponent = (u.to_bits() & EXPONENT).max(self.min_exponent);
         let magic = f32::from_bits(exponent + self.offset);
         (u + magic) - magic
@@ -84,6 +88,8 @@ impl Grid {
     /// The code of [`round`](Self::round).
     #[inline(always)]
     pub(crate) fn code<const INTEGER: bool>(self, u: f32) -> u8 {
+        // What is below a grid without a sign is 0; a NaN stays.
+        let u = if u < self.min { self.min } else { u };
         let a = u.abs();
         let a = if a < self.max { a } else { self.max };
         let exponent = (a.to_bits() & EXPONENT).max(self.min_exponent);
@@ -446,7 +452,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::element::tests::all;
+    use crate::element::tests::{all, unsigned};
     use crate::reference;
 
     fn quantized(element: Element, scale: f32, x: &[f32]) -> Vec<f32> {
@@ -622,6 +628,19 @@ mod tests {
     }
 
     #[test]
+    fn without_a_sign_negative_numbers_become_zero() {
+        for element in unsigned() {
+            let x = [-1.0, -0.0, f32::NEG_INFINITY, f32::NAN, f32::INFINITY];
+            let (zero, top) = (0.0f32.to_bits(), element.max_value().to_bits());
+            assert_eq!(bits(&quantized(element, 1.0, &x)), [zero, zero, zero, top, top]);
+            let mut codes = [9; 5];
+            encode(element, 1.0, &x, &mut codes);
+            let last = ((1u16 << element.bits()) - 1) as u8;
+            assert_eq!(codes, [0, 0, 0, last, last], "{element}");
+        }
+    }
+
+    #[test]
     fn an_exact_row_has_no_error() {
         let x = [0.0, 0.5, -6.0, 4.0];
         assert_eq!(squared_error(Element::E2M1, 1.0, &x), 0.0);
@@ -631,7 +650,7 @@ mod tests {
     }
 
     fn element() -> impl Strategy<Value = Element> {
-        prop::sample::select(all())
+        prop::sample::select([all(), unsigned()].concat())
     }
 
     /// Finite floats of all magnitudes, with many near the tables' range.
@@ -725,7 +744,8 @@ mod tests {
         #[test]
         fn no_other_value_is_nearer(element in element(), u in value()) {
             let q = quantized(element, 1.0, &[u])[0];
-            let clamped = u.clamp(-element.max_value(), element.max_value());
+            let least = if element.is_signed() { -element.max_value() } else { 0.0 };
+            let clamped = u.clamp(least, element.max_value());
             let distance = |v: f32| (f64::from(v) - f64::from(clamped)).abs();
             for value in magnitudes(element) {
                 prop_assert!(distance(q) <= distance(value) && distance(q) <= distance(-value));

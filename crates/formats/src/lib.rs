@@ -1,6 +1,7 @@
 //! Number formats of halfbyte: elements, scales, schemes, packing, and the kernels that quantize and dequantize.
 //!
-//! - [`Element`] is the number type of one code: `ExMy` minifloats without Inf or NaN, and symmetric integers.
+//! - [`Element`] is the number type of one code: `ExMy` minifloats without Inf or NaN, symmetric integers, and both
+//!   without a sign.
 //! - [`Scheme`] adds granularity and scale format; [`QuantizedMatrix`] holds a matrix stored by a scheme.
 //! - [`block`](mod@block) chooses the scales of NVFP4 and MXFP4 blocks.
 //! - [`kernel`] has the fast loops, [`reference`](mod@reference) their plain `f64` twins, [`pack`](mod@pack)
@@ -19,6 +20,7 @@ mod error;
 mod input;
 pub mod kernel;
 pub mod pack;
+mod probability;
 pub mod reference;
 mod scheme;
 
@@ -26,4 +28,5 @@ pub use block::{BlockQuantizer, ScaleRule};
 pub use element::Element;
 pub use error::FormatError;
 pub use input::InputQuantizer;
+pub use probability::ProbabilityQuantizer;
 pub use scheme::{Granularity, QuantizedMatrix, ScaleFormat, Scheme, quantize_rows, shifted_scales};

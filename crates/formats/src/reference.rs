@@ -12,7 +12,7 @@ use crate::Element;
 /// of an element without mantissa bits, a tie is 1.5 steps and goes up, away from zero.
 pub fn nearest(element: Element, u: f32) -> f64 {
     let max = f64::from(element.max_value());
-    let u = f64::from(u).clamp(-max, max);
+    let u = f64::from(u).clamp(if element.is_signed() { -max } else { 0.0 }, max);
     let step = match element.fields() {
         Some((_, mantissa)) => {
             let bias = element.canonical_bias();
@@ -33,7 +33,8 @@ fn floor_log2(a: f64) -> i32 {
 /// The value of a code at scale 1, from its fields.
 pub fn value(element: Element, code: u8) -> f64 {
     let code = i32::from(code) & ((1 << element.bits()) - 1);
-    let half = 1 << (element.bits() - 1);
+    // The first code with the sign bit, past the end where there is none.
+    let half = 1 << (element.bits() - u32::from(element.is_signed()));
     match element.fields() {
         None => f64::from(if code < half { code } else { code - 2 * half }),
         Some((_, mantissa)) => {
@@ -82,8 +83,8 @@ fn errors(element: Element, scale: f32, x: &[f32]) -> impl Iterator<Item = f64> 
 
 /// Twin of [`kernel::encode`](crate::kernel::encode): looks the value up among the codes.
 pub fn encode(element: Element, scale: f32, x: &[f32], codes: &mut [u8]) {
-    let lowest = 1u8 << (element.bits() - 1);
-    let all = (0..=255u8).take(1 << element.bits()).filter(|&code| code != lowest);
+    let lowest = element.is_signed().then(|| 1u8 << (element.bits() - 1));
+    let all = (0..=255u8).take(1 << element.bits()).filter(|&code| Some(code) != lowest);
     let table: Vec<(u8, f64)> = all.map(|code| (code, value(element, code))).collect();
     for (code, x) in codes.iter_mut().zip(x) {
         let q = nearest(element, x * (1.0 / scale));

@@ -519,11 +519,11 @@ impl QuantizedMatrix {
         scales: Vec<f32>,
         tensor_scale: f32,
     ) -> Result<Self, FormatError> {
-        if scheme.shifts || scheme.dynamic {
+        if scheme.shifts || scheme.dynamic || !scheme.element.is_signed() {
             return Err(FormatError::Unsupported {
                 operation: "storing a matrix",
                 scheme: scheme.to_string(),
-                hint: "shifts and dynamic scales are for activations, which are not stored; drop them",
+                hint: "shifts, dynamic scales and elements without a sign are for activations, which are not stored",
             });
         }
         scheme.check_shape(name, rows, cols)?;

@@ -4,6 +4,7 @@ use clap::builder::PossibleValuesParser;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 use halfbyte_data::Glue;
 use halfbyte_export::{Rest, Target};
+use halfbyte_formats::{FormatError, Scheme};
 use halfbyte_model::SHAPES;
 use halfbyte_quantize::{Calibration, Products, Scales, Search};
 use std::path::PathBuf;
@@ -107,7 +108,9 @@ Examples:
   halfbyte quantize models/SmolLM2 --recipe fpq-w4a4 --calibration text.txt --out SmolLM2-fp4
   halfbyte quantize models/SmolLM2 --recipe fpq-w4a4 --calibration text.txt --out SmolLM2-fp4 --keep lm_head
   halfbyte quantize models/SmolLM2 --recipe nvfp4-w4a16 --out SmolLM2-nvfp4     # weights alone: no text
+  halfbyte quantize models/SmolLM2 --recipe fpq-w4a4 --kv-cache fp8 --calibration text.txt --out SmolLM2-fp4
   halfbyte quantize models/bert-sst2 --recipe fpq-w4a4 --calibration sst2-train.tsv --out bert-fp4
+  halfbyte quantize models/bert-sst2 --recipe fpq-w4a4 --attention-bits 4 --calibration sst2-train.tsv --out bert-fp4
   halfbyte quantize models/vit-cifar10 --recipe fpq-w4a4 --calibration cifar10/train --out vit-fp4
   halfbyte recipes fpq-w4a4 > mine.toml     # change it, and then
   halfbyte quantize models/SmolLM2 --recipe mine.toml --calibration text.txt --out SmolLM2-mine
@@ -496,6 +499,14 @@ pub(crate) struct RecipeArgs {
     /// Bits of the embedding table: 4, 6, 8, or 16 to leave it alone.
     #[arg(long, value_parser = bits, value_name = "4|6|8|16", help_heading = RECIPE)]
     pub(crate) embedding_bits: Option<u32>,
+    /// Bits of the operands of attention's own products, q·kᵀ and probabilities·v, quantized by the recipe's method: 4, 6, 8, or
+    /// 16 to leave them alone.
+    #[arg(long, value_parser = bits, value_name = "4|6|8|16", help_heading = RECIPE)]
+    pub(crate) attention_bits: Option<u32>,
+    /// Quantize keys and values, that is the KV cache, and nothing else of attention: fp8 (E4M3, a scale for each head of each
+    /// token), fp4 (NVFP4: E2M1 in groups of 16), or a scheme such as int8/channel/dynamic.
+    #[arg(long, value_parser = kv_cache, value_name = "fp8|fp4|SCHEME", help_heading = RECIPE)]
+    pub(crate) kv_cache: Option<Scheme>,
     /// Which inputs layers are calibrated on.
     #[arg(long, help_heading = RECIPE)]
     pub(crate) calibrate: Option<Calibrate>,
@@ -726,6 +737,16 @@ fn min_accuracy(text: &str) -> Result<MinAccuracy, String> {
 
 fn bits(text: &str) -> Result<u32, String> {
     text.parse().ok().filter(|b| [4, 6, 8, 16].contains(b)).ok_or_else(|| "not one of 4, 6, 8 and 16".into())
+}
+
+/// A scheme, or a name for one.
+fn kv_cache(text: &str) -> Result<Scheme, String> {
+    let scheme = match text {
+        "fp8" => "e4m3fn/channel/dynamic",
+        "fp4" => "e2m1/group16/e4m3/dynamic",
+        scheme => scheme,
+    };
+    scheme.parse().map_err(|e: FormatError| format!("{e}; or fp8 or fp4"))
 }
 
 /// `1GiB`, `512MiB`, `2GB`, or bytes.

@@ -33,6 +33,12 @@ pub(crate) fn chosen(
     if let Some(bits) = args.embedding_bits {
         recipe.embedding_bits = bits;
     }
+    if let Some(bits) = args.attention_bits {
+        recipe.attention_bits = bits;
+    }
+    if args.kv_cache.is_some() {
+        recipe.kv_scheme = args.kv_cache;
+    }
     if let Some(inputs) = args.calibrate {
         recipe.calibration = inputs.into();
     }

@@ -4,7 +4,10 @@ use crate::RotaryTables;
 use crate::linear::Linear;
 use crate::norm::Norm;
 use crate::spec::{BlockSpec, Mlp, Projections, TapKind};
-use halfbyte_tensor::{Layout, Matrix, add_assign, attention, scale_columns};
+use halfbyte_checkpoint::StoredAttention;
+use halfbyte_formats::InputQuantizer;
+use halfbyte_tensor::{Layout, Matrix, OnProbabilities, add_assign, attention_through, scale_columns};
+use rayon::prelude::*;
 
 /// One block with its weights.
 #[derive(Debug)]
@@ -17,6 +20,41 @@ pub struct Block {
     pub(crate) mlp: Around,
     /// Norms on query and key heads.
     pub(crate) query_key: Option<(Norm, Norm)>,
+    /// The quantizers of attention's own products; `None` if those are left alone.
+    pub products: Option<StoredAttention>,
+}
+
+/// What the attention of some sequences mixes, a token a row: queries and keys as they meet, normed and rotated, and values.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Operands {
+    /// Queries `[tokens, heads · head_dim]`.
+    pub query: Matrix,
+    /// Keys `[tokens, kv_heads · head_dim]`.
+    pub key: Matrix,
+    /// Values, likewise.
+    pub value: Matrix,
+}
+
+impl Operands {
+    /// As the products see them through these quantizers.
+    pub fn quantize(&mut self, quantizers: &StoredAttention) {
+        let pairs = [
+            (&mut self.query, &quantizers.query),
+            (&mut self.key, &quantizers.key),
+            (&mut self.value, &quantizers.value),
+        ];
+        for (operand, quantizer) in pairs {
+            if let Some(quantizer) = quantizer {
+                apply(operand, quantizer);
+            }
+        }
+    }
+}
+
+/// Quantizes every row.
+fn apply(x: &mut Matrix, quantizer: &InputQuantizer) {
+    const ROWS: usize = 32;
+    x.data.par_chunks_mut((ROWS * x.cols).max(1)).for_each(|rows| quantizer.apply(rows));
 }
 
 /// Norms and scale around attention or the MLP, see [`crate::Sublayer`].
@@ -85,16 +123,8 @@ impl Block {
         let Carry(carry) = carry;
         match self.spec.taps[tap].kind {
             TapKind::AttentionInput => {
-                let shape = &self.spec.attention;
-                let [mut q, mut k, v] = self.project(x, linears);
-                if let Some((queries, keys)) = &self.query_key {
-                    (q, k) = (queries.apply(&q), keys.apply(&k));
-                }
-                if let Some(rotary) = self.spec.rope.and_then(|r| rotary.0.get(r)) {
-                    rotary.apply(&mut q.data, shape.heads, shape.head_dim, layout.positions());
-                    rotary.apply(&mut k.data, shape.kv_heads, shape.head_dim, layout.positions());
-                }
-                Step::Tap(Carry(carry), attention(shape, layout, &q, &k, &v))
+                let operands = self.operands(x, linears, rotary, layout);
+                Step::Tap(Carry(carry), self.attend(operands, layout, self.products.as_ref()))
             }
             TapKind::AttentionOutput => {
                 let y = linears[0].forward(x);
@@ -125,6 +155,47 @@ impl Block {
             }
             TapKind::MlpInner | TapKind::Head => Step::Done(self.mlp.leave(carry, linears[0].forward(x))),
         }
+    }
+
+    /// What attention mixes, for activations `x` at the first tap and the `linears` there.
+    pub fn operands(
+        &self,
+        x: &Matrix,
+        linears: &[Linear],
+        rotary: &RotaryTables,
+        layout: &Layout,
+    ) -> Operands {
+        let shape = &self.spec.attention;
+        let [mut query, mut key, value] = self.project(x, linears);
+        if let Some((queries, keys)) = &self.query_key {
+            (query, key) = (queries.apply(&query), keys.apply(&key));
+        }
+        if let Some(rotary) = self.spec.rope.and_then(|r| rotary.0.get(r)) {
+            rotary.apply(&mut query.data, shape.heads, shape.head_dim, layout.positions());
+            rotary.apply(&mut key.data, shape.kv_heads, shape.head_dim, layout.positions());
+        }
+        Operands { query, key, value }
+    }
+
+    /// The mixed values `[tokens, heads · head_dim]`, the products quantized by `products`.
+    pub fn attend(
+        &self,
+        mut operands: Operands,
+        layout: &Layout,
+        products: Option<&StoredAttention>,
+    ) -> Matrix {
+        let Some(products) = products else { return self.mix(&operands, layout, None) };
+        operands.quantize(products);
+        match &products.probability {
+            None => self.mix(&operands, layout, None),
+            Some(q) => self.mix(&operands, layout, Some(&|head, row| q.apply(head, row))),
+        }
+    }
+
+    /// The same for operands as they are, whose probabilities go through `between`.
+    pub fn mix(&self, operands: &Operands, layout: &Layout, between: Option<OnProbabilities>) -> Matrix {
+        let matrices = [&operands.query, &operands.key, &operands.value];
+        attention_through(&self.spec.attention, layout, matrices, between)
     }
 
     /// Queries, keys and values.

@@ -21,7 +21,7 @@ mod stem;
 mod synth;
 mod tokenizer;
 
-pub use block::{Block, Carry, Step};
+pub use block::{Block, Carry, Operands, Step};
 pub use error::ModelError;
 pub use head::Head;
 pub use input::Input;

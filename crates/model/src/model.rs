@@ -5,11 +5,13 @@ use crate::block::{Around, Block};
 use crate::head::Head;
 use crate::linear::{Linear, Weight};
 use crate::norm::Norm;
-use crate::spec::{Architecture, NormKind, NormSpec, Site, StemSpec, Stored, Sublayer, Task};
+use crate::spec::{Architecture, BlockSpec, NormKind, NormSpec, Site, StemSpec, Stored, Sublayer, Task};
 use crate::stem::{Image, Kind, Stem, Text};
 use crate::{Input, ModelError, Tokenizer};
 use half::{bf16, f16};
-use halfbyte_checkpoint::{Checkpoint, CheckpointError, Manifest, RawTensor, StoredLayer, TensorInfo};
+use halfbyte_checkpoint::{
+    Checkpoint, CheckpointError, Manifest, RawTensor, StoredAttention, StoredLayer, TensorInfo,
+};
 use halfbyte_tensor::{Layout, Matrix, Precision};
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -98,6 +100,19 @@ impl Model {
                 && manifest.check(&self.checkpoint, &site.name, site.outputs, site.inputs)?
             {
                 coded.insert(site.weight());
+            }
+        }
+        if let Some(manifest) = &self.manifest {
+            for block in &a.blocks {
+                let (name, widths) = (block.attention_name(), block.attention_widths());
+                manifest.check_attention(&self.checkpoint, name, widths)?;
+            }
+            let known = |name: &&String| a.blocks.iter().any(|b| b.attention_name() == name.as_str());
+            if let Some(name) = manifest.attention.keys().find(|name| !known(name)) {
+                return Err(ModelError::Config {
+                    key: "quantization_config.attention".into(),
+                    message: format!("names {name}, which is no attention of this model"),
+                });
             }
         }
         for (tensor, shape) in a.tensors() {
@@ -252,7 +267,18 @@ impl Model {
             |tap: &crate::Tap| tap.sites.iter().map(|s| self.linear(s)).collect::<Result<Vec<_>, _>>();
         let linears = spec.taps.iter().map(tap_linears).collect::<Result<_, _>>()?;
         let (attention, mlp) = (self.around(&spec.around_attention)?, self.around(&spec.around_mlp)?);
-        Ok(Block { spec: spec.clone(), linears, attention, mlp, query_key })
+        let products = self.stored_attention(spec)?;
+        Ok(Block { spec: spec.clone(), linears, attention, mlp, query_key, products })
+    }
+
+    /// The quantizers of a block's attention; `None` if its products are left alone.
+    ///
+    /// # Errors
+    /// When its tensors cannot be read or hold what their scheme cannot have.
+    pub fn stored_attention(&self, block: &BlockSpec) -> Result<Option<StoredAttention>, ModelError> {
+        let Some(manifest) = &self.manifest else { return Ok(None) };
+        let (name, widths) = (block.attention_name(), block.attention_widths());
+        Ok(manifest.read_attention(&self.checkpoint, name, widths)?)
     }
 
     fn around(&self, spec: &Sublayer) -> Result<Around, ModelError> {

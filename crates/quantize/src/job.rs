@@ -4,17 +4,19 @@ use crate::choice;
 use crate::clock::{Phase, timed};
 use crate::inputs::Packs;
 use crate::journal::{Journal, RunId};
+use crate::methods::attention::QuantizedAttention;
 use crate::output::Output;
 use crate::profile::{Profile, weight_histogram};
 use crate::recipe::{Calibration, Recipe};
-use crate::report::{LayerReport, Report};
+use crate::report::{AttentionReport, LayerReport, Report};
 use crate::store::{Place, Store};
 use crate::stream::{QuantizedSite, Surroundings, embed, quantize_block, quantize_head};
 use crate::{QuantizeError, quantize_embedding, weights_only};
-use halfbyte_checkpoint::{LayerScheme, StoredLayer, TensorSpec};
+use halfbyte_checkpoint::{AttentionScheme, LayerScheme, StoredLayer, TensorSpec};
 use halfbyte_formats::kernel;
-use halfbyte_model::{Architecture, Input, Model, Site, Weight};
+use halfbyte_model::{Architecture, BlockSpec, Input, Model, Site, Weight};
 use halfbyte_tensor::{mix, sum_of_squares};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -178,19 +180,34 @@ fn add(input: &Input, hasher: &mut blake3::Hasher) {
     }
 }
 
-/// Bytes of the activations of `tokens` tokens at the widest tap; beyond [`Job::activation_memory`] they go to files.
-pub fn activation_bytes(architecture: &Architecture, tokens: usize) -> u64 {
-    let widest = architecture.blocks.iter().flat_map(|b| &b.taps).map(|t| t.channels()).max().unwrap_or(0);
+/// Bytes of the activations of `tokens` tokens at the widest place; beyond [`Job::activation_memory`] they go to files.
+pub fn activation_bytes(architecture: &Architecture, recipe: &Recipe, tokens: usize) -> u64 {
+    let taps = architecture.blocks.iter().flat_map(|b| &b.taps).map(|t| t.channels());
+    let quantized = |b: &&BlockSpec| recipe.quantizes_attention(b.attention_name());
+    let operands = architecture.blocks.iter().filter(quantized).map(operand_channels);
+    let widest = taps.chain(operands).max().unwrap_or(0);
     (tokens * (architecture.hidden + widest) * 4) as u64
 }
 
-/// Memory where the activations at the widest tap fit, else the working folder.
+/// Channels of a token's query, key and value together.
+pub(crate) fn operand_channels(block: &BlockSpec) -> usize {
+    (block.attention.heads + 2 * block.attention.kv_heads) * block.attention.head_dim
+}
+
+/// Memory where the activations at the widest place fit, else the working folder.
 fn place(job: &Job, packs: &Packs) -> Place {
-    let bytes = activation_bytes(&job.model.architecture, packs.rows().iter().sum());
+    let bytes = activation_bytes(&job.model.architecture, job.recipe, packs.rows().iter().sum());
     match partial_dir(job.out) {
         Ok(dir) if bytes > job.activation_memory => Place::Folder(dir),
         _ => Place::Memory,
     }
+}
+
+/// What the journal says of a part beside its tensors.
+#[derive(Serialize, Deserialize)]
+struct Note {
+    layers: Vec<(LayerReport, LayerScheme)>,
+    attention: Option<(AttentionReport, AttentionScheme)>,
 }
 
 struct Run<'a> {
@@ -227,11 +244,11 @@ impl Run<'_> {
                     progress.advance(layers);
                     if progress.stopped() { Err(QuantizeError::Stopped(b)) } else { Ok(()) }
                 };
-                let (next, sites) = quantize_block(block, hidden, self.job.recipe, &around, &mut on_tap)?;
-                hidden = next;
+                let done = quantize_block(block, hidden, self.job.recipe, &around, &mut on_tap)?;
+                hidden = done.hidden;
                 check_finite(&hidden, b)?;
                 timed(Phase::Write, || {
-                    self.write(b + 1, &sites)?;
+                    self.write(b + 1, &done.sites, done.attention.as_ref())?;
                     self.journal.write_state(b + 2, &hidden)
                 })?;
             }
@@ -242,7 +259,7 @@ impl Run<'_> {
                 true => Vec::new(),
                 false => quantize_head(self.job.model.head()?, hidden, self.job.recipe, &around)?,
             };
-            self.write(blocks + 1, &sites)?;
+            self.write(blocks + 1, &sites, None)?;
             progress.advance(behind);
         }
         let report = timed(Phase::Write, || self.assemble(id))?;
@@ -276,16 +293,27 @@ impl Run<'_> {
             }
         }
         let hidden = embed(&stem, self.job.inputs, &self.packs, model.architecture.hidden, &self.place)?;
-        self.write(0, &sites)?;
+        self.write(0, &sites, None)?;
         self.journal.write_state(1, &hidden)?;
         Ok(hidden)
     }
 
-    fn write(&self, part: usize, sites: &[QuantizedSite]) -> Result<(), QuantizeError> {
-        let tensors: Vec<_> = sites.iter().flat_map(|s| s.stored.tensors(&s.name)).collect();
-        let notes: Vec<(LayerReport, LayerScheme)> =
-            sites.iter().map(|s| (LayerReport::new(s, self.shape(&s.name)), s.stored.scheme())).collect();
-        let note = serde_json::to_string(&notes).map_err(|e| QuantizeError::Output(e.to_string()))?;
+    fn write(
+        &self,
+        part: usize,
+        sites: &[QuantizedSite],
+        attention: Option<&QuantizedAttention>,
+    ) -> Result<(), QuantizeError> {
+        let mut tensors: Vec<_> = sites.iter().flat_map(|s| s.stored.tensors(&s.name)).collect();
+        if let Some(a) = attention {
+            // Part 0 is the embedding.
+            let widths = self.job.model.architecture.blocks[part - 1].attention_widths();
+            tensors.extend(a.stored.tensors(&a.name, widths));
+        }
+        let layers = sites.iter().map(|s| (LayerReport::new(s, self.shape(&s.name)), s.stored.scheme()));
+        let attention = attention.map(|a| (AttentionReport::new(a), a.stored.scheme()));
+        let note = Note { layers: layers.collect(), attention };
+        let note = serde_json::to_string(&note).map_err(|e| QuantizeError::Output(e.to_string()))?;
         self.journal.write_block(part, &tensors, note)
     }
 
@@ -300,29 +328,33 @@ impl Run<'_> {
         let parts = (0..self.job.model.architecture.blocks.len() + 2)
             .map(|p| self.journal.read_block(p))
             .collect::<Result<Vec<_>, _>>()?;
-        let mut layers = Vec::new();
-        let mut schemes = BTreeMap::new();
+        let (mut layers, mut schemes) = (Vec::new(), BTreeMap::new());
+        let (mut attention, mut attention_schemes) = (Vec::new(), BTreeMap::new());
         for part in &parts {
-            let note = part.metadata().get("note").map_or("[]", String::as_str);
-            let notes: Vec<(LayerReport, LayerScheme)> = serde_json::from_str(note).map_err(|e| {
+            let note = part.metadata().get("note").map_or("{}", String::as_str);
+            let note: Note = serde_json::from_str(note).map_err(|e| {
                 QuantizeError::Output(format!("{}: {e}; delete the folder", part.path().display()))
             })?;
-            for (layer, scheme) in notes {
+            for (layer, scheme) in note.layers {
                 schemes.insert(layer.name.clone(), scheme);
                 layers.push(layer);
+            }
+            if let Some((report, scheme)) = note.attention {
+                attention_schemes.insert(report.name.clone(), scheme);
+                attention.push(report);
             }
         }
 
         let tensors = parts.iter().flat_map(|p| p.tensors());
         let specs = tensors.map(|t| TensorSpec::new(t.name.clone(), t.dtype, t.shape.clone())).collect();
-        let mut output = Output::begin(self.job, self.journal.dir(), schemes, specs)?;
+        let mut output = Output::begin(self.job, self.journal.dir(), schemes, attention_schemes, specs)?;
         for part in &parts {
             for tensor in part.tensors() {
                 output.writer.copy(&tensor.name, part, &tensor.name)?;
             }
         }
         output.copy_rest(|_| Ok(()))?;
-        output.finish(id, layers)
+        output.finish(id, layers, attention)
     }
 }
 

@@ -3,9 +3,10 @@
 use crate::QuantizeError;
 use crate::job::Job;
 use crate::journal::{RunId, make_dir};
-use crate::report::{LayerReport, ModelReport, Report};
+use crate::report::{AttentionReport, LayerReport, ModelReport, Report};
 use halfbyte_checkpoint::{
-    COMPANIONS, CheckpointWriter, LayerScheme, Manifest, SHARD_BYTES, TensorSpec, copy_atomic, write_atomic,
+    AttentionScheme, COMPANIONS, CheckpointWriter, LayerScheme, Manifest, SHARD_BYTES, TensorSpec,
+    copy_atomic, write_atomic,
 };
 use halfbyte_model::architectures::describe;
 use halfbyte_model::{Model, Site};
@@ -28,7 +29,7 @@ pub(crate) struct Output<'a> {
 }
 
 impl<'a> Output<'a> {
-    /// Begins an output whose quantized layers have these schemes and tensors.
+    /// Begins an output whose quantized layers and attentions have these schemes and tensors.
     ///
     /// # Errors
     /// When a tensor of the source is missing or the folder cannot be written.
@@ -36,6 +37,7 @@ impl<'a> Output<'a> {
         job: &'a Job<'a>,
         working: &Path,
         schemes: BTreeMap<String, LayerScheme>,
+        attention: BTreeMap<String, AttentionScheme>,
         mut specs: Vec<TensorSpec>,
     ) -> Result<Self, QuantizeError> {
         // Everything that is not replaced by codes is copied as it is. A tied output layer that no longer shares the
@@ -62,7 +64,7 @@ impl<'a> Output<'a> {
         }
         let bytes = specs.iter().filter_map(|s| s.dtype.byte_len(&s.shape)).sum();
         let recipe = serde_json::to_value(job.recipe).map_err(|e| QuantizeError::Output(e.to_string()))?;
-        let manifest = Manifest::new(recipe, schemes);
+        let manifest = Manifest::new(recipe, schemes).with_attention(attention);
 
         let output = working.join("output");
         if output.exists() {
@@ -70,10 +72,13 @@ impl<'a> Output<'a> {
                 .map_err(|e| QuantizeError::Output(format!("cannot clear {}: {e}", output.display())))?;
         }
         make_dir(&output)?;
-        let metadata = BTreeMap::from([
+        let mut metadata = BTreeMap::from([
             ("format".to_string(), "halfbyte".to_string()),
             ("halfbyte.layers".to_string(), json(&manifest.layers)?),
         ]);
+        if !manifest.attention.is_empty() {
+            metadata.insert("halfbyte.attention".to_string(), json(&manifest.attention)?);
+        }
         let writer = CheckpointWriter::create(&output, &specs, &metadata, SHARD_BYTES)?;
         Ok(Self { job, working: working.into(), writer, copies, untied, manifest, bytes })
     }
@@ -100,13 +105,18 @@ impl<'a> Output<'a> {
     ///
     /// # Errors
     /// When a tensor has not been written whole, or a file cannot be.
-    pub(crate) fn finish(self, id: &RunId, layers: Vec<LayerReport>) -> Result<Report, QuantizeError> {
+    pub(crate) fn finish(
+        self,
+        id: &RunId,
+        layers: Vec<LayerReport>,
+        attention: Vec<AttentionReport>,
+    ) -> Result<Report, QuantizeError> {
         let source = &self.job.model.checkpoint;
         self.writer.finish()?;
         let model = ModelReport::new(self.job.model);
         let rows = |input| self.job.model.architecture.rows(input);
         let calibration = (self.job.inputs.len(), self.job.inputs.iter().map(rows).sum());
-        let report = Report::new(model, self.job.recipe, calibration, self.bytes, layers);
+        let report = Report::new(model, self.job.recipe, calibration, self.bytes, layers, attention);
         let output = self.working.join("output");
         let mut config = source.config().clone();
         if let Some(config) = config.as_object_mut() {

@@ -6,12 +6,12 @@
 use crate::QuantizeError;
 use crate::choice::{check_bound, stored_bits};
 use crate::inputs::PACK;
-use crate::job::activation_bytes;
+use crate::job::{activation_bytes, operand_channels};
 use crate::methods::block_scale::is_block;
 use crate::output::untied_tensors;
 use crate::recipe::{First, Method, Recipe, Search};
-use crate::search::{ShiftRule, steps_per_channel};
-use halfbyte_checkpoint::{CheckpointError, LayerScheme};
+use crate::search::{HISTOGRAM_BYTES, ShiftRule, steps_per_channel};
+use halfbyte_checkpoint::{AttentionScheme, CheckpointError, LayerScheme};
 use halfbyte_formats::{Element, Scheme, kernel, pack};
 use halfbyte_model::{Architecture, BlockSpec, Input, Model, Site, StemSpec};
 use halfbyte_tensor::{Matrix, Rows, product};
@@ -86,6 +86,8 @@ pub struct Plan {
     pub sites: Vec<PlannedSite>,
     /// The embedding table, if it is to be quantized.
     pub embedding: Option<PlannedSite>,
+    /// Blocks whose attention's own products are to be quantized.
+    pub attentions: usize,
     /// Bytes of all tensors of the output, those left alone included.
     pub output_bytes: u64,
     /// Bytes that the working folder needs beside the output.
@@ -252,10 +254,18 @@ pub fn plan(model: &Model, recipe: &Recipe, options: PlanOptions) -> Result<Plan
     let elements: u64 = all().map(PlannedSite::elements).sum();
     let mut bits: u64 = all().map(PlannedSite::bits).sum();
     let mut coded_bytes: u64 = all().map(|s| s.bytes).sum();
+    let attentions =
+        || a.blocks.iter().filter_map(|b| Some((b, recipe.attention_scheme(b.attention_name())?)));
+    let operand_bytes = |(block, scheme): (&BlockSpec, AttentionScheme)| {
+        let tensors = scheme.tensors(block.attention_name(), block.attention_widths());
+        tensors.iter().filter_map(|t| t.dtype.byte_len(&t.shape)).sum::<u64>()
+    };
+    let operand_bytes: u64 = attentions().map(operand_bytes).sum();
     if let Some(most) = recipe.max_bits {
         let most = (f64::from(most) * elements as f64) as u64;
         (bits, coded_bytes) = (bits.min(most), coded_bytes.min(most.div_ceil(8)));
     }
+    coded_bytes += operand_bytes;
     let shape = Shape { model, recipe, options };
     let states = 2 * shape.state_bytes();
     let spilled = if shape.spills() { shape.activation_bytes() } else { 0 };
@@ -265,6 +275,7 @@ pub fn plan(model: &Model, recipe: &Recipe, options: PlanOptions) -> Result<Plan
         bits_per_weight: bits as f64 / elements.max(1) as f64,
         memory: shape.memory(embedding.is_some())?,
         work: shape.work(embedding.is_some()),
+        attentions: attentions().count(),
         sites,
         embedding,
     })
@@ -274,6 +285,12 @@ pub fn plan(model: &Model, recipe: &Recipe, options: PlanOptions) -> Result<Plan
 fn check_shapes(model: &Model, recipe: &Recipe) -> Result<(), QuantizeError> {
     let a = &model.architecture;
     check_bound(a, recipe)?;
+    for block in &a.blocks {
+        if let Some(scheme) = recipe.attention_scheme(block.attention_name()) {
+            let checked = scheme.check(block.attention_name(), block.attention_widths());
+            checked.map_err(|message| QuantizeError::Recipe { field: "kv_scheme".into(), message })?;
+        }
+    }
     for site in a.sites().filter(|s| !recipe.keeps(s)) {
         let layers = recipe.layer_scheme(&site.name).into_iter();
         let choices = if recipe.alternatives.is_empty() { Vec::new() } else { recipe.choices() };
@@ -343,7 +360,7 @@ impl Shape<'_> {
 
     /// Activations at the widest tap, as the job counts them.
     fn activation_bytes(&self) -> u64 {
-        activation_bytes(self.architecture(), self.options.rows)
+        activation_bytes(self.architecture(), self.recipe, self.options.rows)
     }
 
     /// Memory for `channels` activations of every token.
@@ -373,6 +390,9 @@ impl Shape<'_> {
         for (b, block) in a.blocks.iter().enumerate() {
             for tap in 0..block.taps.len() {
                 moments.push(self.tap_memory(b, block, tap)?);
+            }
+            if self.recipe.quantizes_attention(block.attention_name()) {
+                moments.push(self.attention_memory(b, block)?);
             }
         }
         for layer in a.head.layers.iter().filter(|l| !self.recipe.keeps(&l.site)) {
@@ -463,6 +483,27 @@ impl Shape<'_> {
         Ok(Memory { moment: format!("block {index}, {}", sites[0].kind()), terms })
     }
 
+    /// While the operands of a block's attention are searched, the first tap being done.
+    fn attention_memory(&self, index: usize, block: &BlockSpec) -> Result<Memory, CheckpointError> {
+        let mut stored = 0;
+        for site in block.taps.iter().flat_map(|t| &t.sites) {
+            stored += self.stored_weight(site)?;
+        }
+        let channels = operand_channels(block) as u64;
+        let hidden = self.architecture().hidden;
+        let output = block.taps.get(1).map_or(0, |t| t.sites.iter().map(|s| s.outputs * s.inputs).sum());
+        let terms = vec![
+            ("process", self.process()),
+            ("stored weights", stored),
+            ("activations", self.in_memory(block.carried(0, hidden) as u64 + channels)),
+            ("freed activations", self.in_memory(block.taps[0].channels() as u64)),
+            ("output projection", 4 * output as u64),
+            ("search of operands", cost::SAMPLE_COPIES * 4 * self.sample() * channels),
+            ("probabilities", block.attention.heads as u64 * HISTOGRAM_BYTES),
+        ];
+        Ok(Memory { moment: format!("block {index}, attention"), terms })
+    }
+
     /// What the layers of one tap need while they are quantized.
     fn search_terms(&self, sites: &[Site], terms: &mut Vec<(&'static str, u64)>) {
         let channels = sites[0].inputs;
@@ -534,6 +575,9 @@ impl Shape<'_> {
             work.multiply_adds += forward * self.tokens() as f64;
             self.search_work(&tap.sites, &mut work);
         }
+        for block in a.blocks.iter().filter(|b| self.recipe.quantizes_attention(b.attention_name())) {
+            self.attention_work(block, &mut work);
+        }
         for layer in &a.head.layers {
             self.search_work(std::slice::from_ref(&layer.site), &mut work);
         }
@@ -544,6 +588,20 @@ impl Shape<'_> {
                 * (a.embedding().outputs * a.embedding().inputs) as f64;
         }
         work
+    }
+
+    /// The search of the operands; probabilities take far less.
+    fn attention_work(&self, block: &BlockSpec, work: &mut Work) {
+        let recipe = self.recipe;
+        if recipe.method != Method::Fpq || recipe.kv_scheme.is_some() {
+            return;
+        }
+        let formats = Element::searched(recipe.attention_bits).len() as f64;
+        let candidates = match recipe.shifts {
+            ShiftRule::Error => steps_per_channel(&recipe.activation_grid),
+            _ => recipe.activation_grid.steps,
+        };
+        work.roundings += formats * candidates as f64 * self.sample() as f64 * operand_channels(block) as f64;
     }
 
     /// Each line is one of the steps of `methods::fpq`, or of `methods::gptq`.

@@ -2,7 +2,7 @@
 
 use crate::QuantizeError;
 use crate::search::{Exactness, Grid, GridKind, ShiftRule};
-use halfbyte_checkpoint::LayerScheme;
+use halfbyte_checkpoint::{AttentionScheme, LayerScheme};
 use halfbyte_formats::{
     BlockQuantizer, Element, Granularity, InputQuantizer, ScaleFormat, ScaleRule, Scheme,
 };
@@ -132,6 +132,18 @@ impl Products {
     }
 }
 
+/// What shares a scale among attention's probabilities.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ProbabilityScale {
+    /// All of a layer: one scale from calibration.
+    Tensor,
+    /// Those of a head: a scale from calibration, times a power of two for each head.
+    Head,
+    /// Those of one query: a scale from the largest of them at run time, before the softmax divides by their sum.
+    Row,
+}
+
 /// How a checkpoint is quantized. Every field has the default recipe's value unless a file says otherwise.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -146,6 +158,15 @@ pub struct Recipe {
     pub activation_bits: u32,
     /// Bits of the embedding table: 4, 6, 8, or 16 for none.
     pub embedding_bits: u32,
+    /// Bits of the operands of attention's own products: queries, keys, values and probabilities, quantized by the same
+    /// method as the inputs of linear layers. 4, 6, 8, or 16 for none. Not for `method = "scheme"`.
+    pub attention_bits: u32,
+    /// What shares a scale among the probabilities, with `attention_bits`.
+    pub probability_scale: ProbabilityScale,
+    /// How keys and values alone are quantized, that is the KV cache: a fixed scheme such as `e4m3fn/channel/dynamic`, a scale
+    /// for each head of each token. Nothing if they are left alone. Instead of `attention_bits`.
+    #[serde(serialize_with = "as_text", skip_serializing_if = "Option::is_none")]
+    pub kv_scheme: Option<Scheme>,
     /// How weights are stored, for `method = "scheme"`; nothing if they are left alone.
     #[serde(serialize_with = "as_text", skip_serializing_if = "Option::is_none")]
     pub weight_scheme: Option<Scheme>,
@@ -219,6 +240,9 @@ impl Default for Recipe {
             weight_bits: 4,
             activation_bits: 4,
             embedding_bits: 4,
+            attention_bits: 16,
+            probability_scale: ProbabilityScale::Row,
+            kv_scheme: None,
             weight_scheme: None,
             input_scheme: None,
             alternatives: Vec::new(),
@@ -326,6 +350,7 @@ impl Recipe {
             || self.scales == Scales::Weighted
             || self.uses_factor()
             || self.possible().iter().any(|s| s.input.is_some_and(InputQuantizer::has_scale))
+            || self.kv_scheme.is_some_and(InputQuantizer::has_scale)
     }
 
     /// How the linear layer `name` is stored, where the recipe alone says so; with `alternatives`, its `weight_scheme`.
@@ -394,7 +419,7 @@ impl Recipe {
         }
         let possible = self.possible();
         for weight in possible.iter().filter_map(|s| s.weight) {
-            if weight.dynamic || weight.shifts {
+            if weight.dynamic || weight.shifts || !weight.element.is_signed() {
                 return wrong("weight_scheme", format!("{weight} is for inputs"));
             }
             if weight.scale != ScaleFormat::F32 {
@@ -415,19 +440,32 @@ impl Recipe {
             );
         }
         for input in possible.iter().filter_map(|s| s.input) {
-            // 32 channels are whole blocks of any kind.
-            let computed = match input.dynamic {
-                true => InputQuantizer::dynamic(input, 1.0, 32).map(|_| ()).map_err(|e| e.to_string()),
-                false if input == Scheme::new(input.element, Granularity::Tensor) => Ok(()),
-                false => Err(format!(
-                    "{input} cannot be computed; static inputs have one f32 scale, as e4m3fn/tensor"
-                )),
-            };
+            let computed = check_input(input);
             if let Err(message) = computed {
                 return wrong("input_scheme", message);
             }
         }
         Ok(())
+    }
+
+    fn check_attention(&self) -> Result<(), QuantizeError> {
+        let wrong = |field: &str, message: &str| {
+            Err(QuantizeError::Recipe { field: field.into(), message: message.into() })
+        };
+        if self.attention_bits < 16 && self.method == Method::Scheme {
+            return wrong(
+                "attention_bits",
+                "goes with the methods that choose formats; with method = \"scheme\" kv_scheme quantizes the KV cache",
+            );
+        }
+        let Some(kv) = self.kv_scheme else { return Ok(()) };
+        if self.attention_bits < 16 {
+            return wrong(
+                "kv_scheme",
+                "and attention_bits exclude each other: both quantize keys and values",
+            );
+        }
+        check_input(kv).map_or_else(|message| wrong("kv_scheme", &message), Ok)
     }
 
     /// The built-in recipe of this name; `fpq-published` alone means its W4A4.
@@ -455,6 +493,7 @@ impl Recipe {
             calibration: Calibration::FullPrecision,
             coverage: 0.0,
             token_weights: false,
+            probability_scale: ProbabilityScale::Tensor,
             share_input: false,
             correct: false,
             feedback: false,
@@ -495,6 +534,39 @@ impl Recipe {
         })
     }
 
+    /// Whether the products of the attention of this name are quantized.
+    pub fn quantizes_attention(&self, name: &str) -> bool {
+        let dotted = format!("{name}.");
+        let kept =
+            self.keep.iter().any(|k| k != "embedding" && k != "lm_head" && dotted.contains(k.as_str()));
+        (self.attention_bits < 16 || self.kv_scheme.is_some()) && !kept
+    }
+
+    /// What the schemes of the attention of this name are like: those of `kv_scheme`, or any of those that are searched, which
+    /// all take the same room. `None` if its products are left alone.
+    pub(crate) fn attention_scheme(&self, name: &str) -> Option<AttentionScheme> {
+        if !self.quantizes_attention(name) {
+            return None;
+        }
+        if let Some(kv) = self.kv_scheme {
+            return Some(AttentionScheme { key: Some(kv), value: Some(kv), ..AttentionScheme::default() });
+        }
+        let searched = |elements: Vec<Element>, shifts: bool| {
+            let scheme = |&element| Scheme { shifts, ..Scheme::new(element, Granularity::Tensor) };
+            elements.first().map(scheme)
+        };
+        let shifts = self.method == Method::Fpq && self.shifts != ShiftRule::None;
+        let operand = searched(self.elements(self.attention_bits), shifts);
+        let heads = self.probability_scale == ProbabilityScale::Head;
+        let probability = searched(self.unsigned_elements(self.attention_bits), heads).map(|s| {
+            match self.probability_scale {
+                ProbabilityScale::Row => Scheme { granularity: Granularity::Channel, dynamic: true, ..s },
+                _ => s,
+            }
+        });
+        Some(AttentionScheme { query: operand, key: operand, value: operand, probability })
+    }
+
     /// Checks what the types do not.
     ///
     /// # Errors
@@ -506,6 +578,7 @@ impl Recipe {
             ("weight_bits", self.weight_bits),
             ("activation_bits", self.activation_bits),
             ("embedding_bits", self.embedding_bits),
+            ("attention_bits", self.attention_bits),
         ] {
             if ![4, 6, 8, 16].contains(&bits) {
                 return wrong(field, format!("{bits} is none of 4, 6, 8 and 16"));
@@ -521,6 +594,7 @@ impl Recipe {
             }
             _ => {}
         }
+        self.check_attention()?;
         if self.rounds == 0 || self.rounds > 100 {
             return wrong("rounds", format!("{} is not between 1 and 100", self.rounds));
         }
@@ -562,6 +636,24 @@ impl Recipe {
         }
     }
 
+    /// The same for numbers that are never negative.
+    pub(crate) fn unsigned_elements(&self, bits: u32) -> Vec<Element> {
+        match (self.method, bits) {
+            (_, 16) | (Method::Scheme, _) => Vec::new(),
+            (Method::MinmaxInt, _) => vec![Element::UnsignedInt { bits: bits as u8 }],
+            (Method::MinmaxFp, _) => vec![Element::UnsignedFloat { exponent: 2, mantissa: bits as u8 - 2 }],
+            (Method::Fpq, _) => Element::searched_unsigned(bits),
+        }
+    }
+
+    /// Candidates for the scales of attention's operands: MinMax has one.
+    pub(crate) fn operand_grid(&self) -> Grid {
+        match self.method {
+            Method::Fpq => self.activation_grid,
+            _ => Grid { kind: GridKind::Maxval, low: 1.0, high: 1.0, steps: 1 },
+        }
+    }
+
     /// The formats among which `bits` are searched; the one of MinMax is a single one.
     pub(crate) fn elements(&self, bits: u32) -> Vec<Element> {
         match (self.method, bits) {
@@ -570,6 +662,22 @@ impl Recipe {
             (Method::MinmaxFp, _) => vec![Element::Float { exponent: 2, mantissa: bits as u8 - 3 }],
             (Method::Fpq, _) => Element::searched(bits),
             (Method::Scheme, _) => self.weight_scheme.map(|s| s.element).into_iter().collect(),
+        }
+    }
+}
+
+/// Whether inputs of this scheme can be computed.
+///
+/// # Errors
+/// Why not, as a message.
+fn check_input(input: Scheme) -> Result<(), String> {
+    // 32 channels are whole blocks of any kind.
+    match input.dynamic {
+        _ if !input.element.is_signed() => Err(format!("{input} has no negative numbers")),
+        true => InputQuantizer::dynamic(input, 1.0, 32).map(|_| ()).map_err(|e| e.to_string()),
+        false if input == Scheme::new(input.element, Granularity::Tensor) => Ok(()),
+        false => {
+            Err(format!("{input} cannot be computed; static inputs have one f32 scale, as e4m3fn/tensor"))
         }
     }
 }
@@ -615,6 +723,30 @@ mod tests {
         // Integers in groups have no inputs that could be computed.
         let int4 = Recipe { alternatives: vec!["int4/group32".parse().unwrap()], ..recipe };
         assert!(int4.check().unwrap_err().to_string().contains("int4/group32/dynamic"));
+    }
+
+    #[test]
+    fn attention_is_quantized_by_a_method_or_as_a_cache() {
+        let named = |name| Recipe::named(name).unwrap();
+        let error = |recipe: Recipe| recipe.check().unwrap_err().to_string();
+        let fp8 = || Some("e4m3fn/channel/dynamic".parse().unwrap());
+        let four = Recipe { attention_bits: 4, keep: vec!["layers.0.".into()], ..named("fpq-w4a4") };
+        four.check().unwrap();
+        assert!(four.quantizes_attention("model.layers.1.self_attn"));
+        assert!(!four.quantizes_attention("model.layers.0.self_attn"));
+        assert!(!named("fpq-w4a4").quantizes_attention("model.layers.1.self_attn"));
+        assert!(error(Recipe { kv_scheme: fp8(), ..four.clone() }).contains("exclude each other"));
+        assert!(error(Recipe { attention_bits: 5, ..four }).contains("attention_bits"));
+
+        let cache = Recipe { kv_scheme: fp8(), ..named("nvfp4-w4a16") };
+        cache.check().unwrap();
+        assert!(!cache.needs_calibration() && cache.quantizes_attention("model.layers.0.self_attn"));
+        // The tensor scale of NVFP4 is known from calibration alone.
+        let blocks = Recipe { kv_scheme: Some(Scheme { dynamic: true, ..Scheme::NVFP4 }), ..cache.clone() };
+        assert!(blocks.check().is_ok() && blocks.needs_calibration());
+        assert!(error(Recipe { attention_bits: 8, kv_scheme: None, ..cache.clone() }).contains("kv_scheme"));
+        let unsigned = Recipe { kv_scheme: Some("ue4m4/channel/dynamic".parse().unwrap()), ..cache };
+        assert!(error(unsigned).contains("no negative numbers"));
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! What a quantization chose and what it cost in accuracy: `report.json` of the output folder.
 
+use crate::methods::attention::QuantizedAttention;
 use crate::profile::code_counts;
 use crate::recipe::Recipe;
 use crate::stream::QuantizedSite;
-use halfbyte_checkpoint::StoredLayer;
+use halfbyte_checkpoint::{StoredAttention, StoredLayer};
 use halfbyte_formats::{Granularity, InputQuantizer, Scheme};
 use halfbyte_model::Model;
 use serde::{Deserialize, Serialize};
@@ -32,6 +33,9 @@ pub struct Report {
     pub mean_relative_error: f64,
     /// The quantized layers, in the order of the network.
     pub layers: Vec<LayerReport>,
+    /// Attention's own products where they are quantized, block by block.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub attention: Vec<AttentionReport>,
 }
 
 /// The model that was quantized, as its config and headers describe it. Its folder's name is no part of it: a copy elsewhere
@@ -126,6 +130,55 @@ impl InputReport {
     fn new(q: &InputQuantizer) -> Self {
         let bias = q.element().bias_of_scale(q.scale());
         Self { scheme: q.scheme(), bias, shifts: q.shifts().to_vec() }
+    }
+}
+
+/// The quantized operands of one block's attention.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AttentionReport {
+    /// Its name.
+    pub name: String,
+    /// What was chosen for queries.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub query: Option<InputReport>,
+    /// For keys.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub key: Option<InputReport>,
+    /// For values.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub value: Option<InputReport>,
+    /// For probabilities; shifts are those of heads.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub probability: Option<InputReport>,
+    /// Squared error of the mixed values over some calibration windows, relative to their square; absent where there was no
+    /// calibration.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub relative_error: Option<f64>,
+}
+
+impl AttentionReport {
+    /// What stored quantizers themselves tell.
+    pub fn of_stored(name: &str, stored: &StoredAttention) -> Self {
+        let input = |q: &Option<InputQuantizer>| q.as_ref().map(InputReport::new);
+        Self {
+            name: name.into(),
+            query: input(&stored.query),
+            key: input(&stored.key),
+            value: input(&stored.value),
+            probability: stored.probability.as_ref().map(|q| InputReport {
+                scheme: q.scheme(),
+                bias: q.scheme().element.bias_of_scale(q.scale()),
+                shifts: q.shifts().to_vec(),
+            }),
+            relative_error: None,
+        }
+    }
+
+    /// The report of one attention.
+    pub fn new(attention: &QuantizedAttention) -> Self {
+        let QuantizedAttention { name, stored, error, signal } = attention;
+        let relative_error = if *signal > 0.0 { error / signal } else { 0.0 };
+        Self { relative_error: Some(relative_error), ..Self::of_stored(name, stored) }
     }
 }
 
@@ -239,6 +292,7 @@ impl Report {
         (inputs, tokens): (usize, usize),
         output_bytes: u64,
         layers: Vec<LayerReport>,
+        attention: Vec<AttentionReport>,
     ) -> Self {
         let weights: usize = layers.iter().map(|l| l.shape[0] * l.shape[1]).sum();
         let bits: u64 = layers.iter().map(|l| l.bits).sum();
@@ -258,6 +312,7 @@ impl Report {
             bits_per_weight: bits as f64 / weights.max(1) as f64,
             mean_relative_error: errors.iter().sum::<f64>() / errors.len().max(1) as f64,
             layers,
+            attention,
         }
     }
 }
@@ -288,7 +343,7 @@ mod tests {
             signal: 2.0,
             relative_error: 0.25,
         };
-        let report = Report::new(model, &Recipe::default(), (1, 2), 99, vec![layer]);
+        let report = Report::new(model, &Recipe::default(), (1, 2), 99, vec![layer], Vec::new());
         let text = report.to_json().unwrap();
         assert!(text.contains("\n    \"channel_max\": [1.5,2.0,0.25,0.0],\n"), "{text}");
         assert_eq!(serde_json::from_str::<Report>(&text).unwrap(), report);

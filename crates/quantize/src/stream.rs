@@ -3,14 +3,17 @@
 use crate::QuantizeError;
 use crate::clock::{Phase, timed};
 use crate::inputs::Packs;
+use crate::methods::attention::{OperandStores, QuantizedAttention, quantize_attention};
 use crate::methods::{SiteResult, SiteWeight, quantize_tap};
 use crate::profile::Profile;
 use crate::recipe::{Calibration, Recipe};
 use crate::residual::{Residual, token_weights};
 use crate::store::{Place, Store};
 use crate::tap::TapInputs;
-use halfbyte_checkpoint::StoredLayer;
-use halfbyte_model::{Block, Carry, Head, Input, Linear, Pool, RotaryTables, Stem, Step, Tap, Weight};
+use halfbyte_checkpoint::{StoredAttention, StoredLayer};
+use halfbyte_model::{
+    Block, Carry, Head, Input, Linear, Pool, RotaryTables, Stem, Step, Tap, TapKind, Weight,
+};
 use halfbyte_tensor::{Layout, Matrix};
 
 /// One linear layer's outcome.
@@ -95,8 +98,51 @@ impl<'a> Stream<'a> {
     }
 }
 
-/// Quantizes the layers of one block for its input `hidden`, and gives its output: that of the full-precision layers,
-/// or in sequential calibration that of the quantized ones.
+/// Attention in two steps, for blocks whose products are quantized.
+impl Stream<'_> {
+    /// Queries, keys and values that `linears` make of the activations here, which are used up.
+    fn operands(&mut self, linears: &[Linear]) -> Result<OperandStores, QuantizeError> {
+        let (rows, shape) = (self.x.rows().to_vec(), &self.block.spec.attention);
+        let store = |heads: usize| Store::new(self.around.place, heads * shape.head_dim, &rows);
+        let (mut query, mut key, mut value) =
+            (store(shape.heads)?, store(shape.kv_heads)?, store(shape.kv_heads)?);
+        for i in 0..rows.len() {
+            let layout = &self.around.layouts[i];
+            let made = self.block.operands(&self.x.take(i)?, linears, self.around.rotary, layout);
+            query.put(i, made.query)?;
+            key.put(i, made.key)?;
+            value.put(i, made.value)?;
+        }
+        Ok(OperandStores::new(query, key, value))
+    }
+
+    /// Goes on to the next tap with what attention mixes of `operands` through these quantizers.
+    fn attend(
+        &mut self,
+        mut operands: OperandStores,
+        products: Option<&StoredAttention>,
+    ) -> Result<(), QuantizeError> {
+        let (rows, shape) = (self.x.rows().to_vec(), &self.block.spec.attention);
+        let mut x = Store::new(self.around.place, shape.heads * shape.head_dim, &rows)?;
+        for i in 0..rows.len() {
+            x.put(i, self.block.attend(operands.take(i)?, &self.around.layouts[i], products))?;
+        }
+        self.x = x;
+        Ok(())
+    }
+}
+
+/// One block's outcome.
+pub struct QuantizedBlock {
+    /// Its output: that of the full-precision layers, or in sequential calibration that of the quantized ones.
+    pub hidden: Store,
+    /// Its linear layers.
+    pub sites: Vec<QuantizedSite>,
+    /// Its attention, if that is quantized.
+    pub attention: Option<QuantizedAttention>,
+}
+
+/// Quantizes the layers of one block for its input `hidden`.
 ///
 /// # Errors
 /// When a weight or activation is not finite, a file fails, or `on_tap` asks to stop.
@@ -106,12 +152,13 @@ pub fn quantize_block(
     recipe: &Recipe,
     around: &Surroundings,
     on_tap: OnTap,
-) -> Result<(Store, Vec<QuantizedSite>), QuantizeError> {
+) -> Result<QuantizedBlock, QuantizeError> {
     let mut all = std::mem::take(&mut block.linears);
     all.iter_mut().flatten().for_each(|linear| linear.precision = recipe.products.precision());
     let mut stream = timed(Phase::Forward, || Stream::enter(&block, around, hidden))?;
-    let mut done = Vec::new();
-    for (t, linears) in all.into_iter().enumerate() {
+    let (mut done, mut attention) = (Vec::new(), None);
+    let mut taps = all.into_iter().enumerate().peekable();
+    while let Some((t, linears)) = taps.next() {
         let tap = &block.spec.taps[t];
         let weigh = recipe.token_weights && tap.kind.writes_residual();
         let weights = match weigh {
@@ -125,20 +172,33 @@ pub fn quantize_block(
         let inputs = TapInputs { x: std::mem::replace(&mut stream.x, Store::empty()), weights };
         let results = quantize_sites(&linears, &inputs, recipe)?;
         stream.x = inputs.x;
-        match recipe.calibration {
-            Calibration::FullPrecision => {
-                timed(Phase::Forward, || stream.advance(t, &linears))?;
-                done.extend(replace(linears, results).1);
-            }
-            Calibration::Sequential => {
+        let sequential = recipe.calibration == Calibration::Sequential;
+        let (linears, rest) = match sequential {
+            true => {
                 let (replaced, sites) = replace(linears, results);
-                timed(Phase::Forward, || stream.advance(t, &replaced))?;
                 done.extend(sites);
+                (replaced, None)
             }
+            false => (linears, Some(results)),
+        };
+        let products =
+            tap.kind == TapKind::AttentionInput && recipe.quantizes_attention(block.spec.attention_name());
+        match taps.peek().and_then(|(_, next)| next.first()).filter(|_| products) {
+            None => timed(Phase::Forward, || stream.advance(t, &linears))?,
+            Some(output) => {
+                let operands = timed(Phase::Forward, || stream.operands(&linears))?;
+                let chosen = quantize_attention(&block, &operands, around.layouts, output, recipe)?;
+                let through = sequential.then_some(&chosen.stored);
+                timed(Phase::Forward, || stream.attend(operands, through))?;
+                attention = Some(chosen);
+            }
+        }
+        if let Some(results) = rest {
+            done.extend(replace(linears, results).1);
         }
         on_tap(tap.sites.len())?;
     }
-    Ok((stream.carry, done))
+    Ok(QuantizedBlock { hidden: stream.carry, sites: done, attention })
 }
 
 /// The input of the first block for every pack of inputs.

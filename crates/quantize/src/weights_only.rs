@@ -6,10 +6,10 @@ use crate::job::{Job, Progress};
 use crate::journal::{RunId, make_dir};
 use crate::methods::block_scale::{Blocks, Values, is_block};
 use crate::output::Output;
-use crate::report::{InputReport, LayerReport, Report, WeightReport};
-use halfbyte_checkpoint::{CheckpointWriter, LayerScheme, RawTensor, StoredLayer};
+use crate::report::{AttentionReport, InputReport, LayerReport, Report, WeightReport};
+use halfbyte_checkpoint::{CheckpointWriter, LayerScheme, RawTensor, StoredAttention, StoredLayer};
 use halfbyte_formats::{InputQuantizer, QuantizedMatrix, Scheme};
-use halfbyte_model::{Model, Site};
+use halfbyte_model::{BlockSpec, Model, Site};
 use halfbyte_tensor::sum_of_squares;
 use std::panic::resume_unwind;
 use std::path::Path;
@@ -40,7 +40,9 @@ pub(crate) fn run(
         specs.extend(layer.tensors(&site.name, site.outputs, site.inputs));
     }
     make_dir(working)?;
-    let mut output = Output::begin(job, working, schemes, specs)?;
+    let attention = cached(job)?;
+    let attention_schemes = attention.iter().map(|(name, stored)| (name.clone(), stored.scheme())).collect();
+    let mut output = Output::begin(job, working, schemes, attention_schemes, specs)?;
     let mut layers = Vec::new();
     let model = job.model;
     let out = &mut output;
@@ -95,7 +97,20 @@ pub(crate) fn run(
         let written = writing.join().unwrap_or_else(|panic| resume_unwind(panic));
         written.and(worked)
     })?;
-    output.finish(id, layers)
+    let attention = attention.iter().map(|(name, stored)| AttentionReport::of_stored(name, stored));
+    output.finish(id, layers, attention.collect())
+}
+
+/// The quantizers of keys and values by the names of attentions: schemes that take all scales at run time.
+fn cached(job: &Job) -> Result<Vec<(String, StoredAttention)>, QuantizeError> {
+    let Some(scheme) = job.recipe.kv_scheme else { return Ok(Vec::new()) };
+    let quantized = |b: &&BlockSpec| job.recipe.quantizes_attention(b.attention_name());
+    let of = |block: &BlockSpec| {
+        let q = InputQuantizer::dynamic(scheme, 1.0, block.attention.head_dim)?;
+        let stored = StoredAttention { key: Some(q.clone()), value: Some(q), ..StoredAttention::default() };
+        Ok((block.attention_name().to_owned(), stored))
+    };
+    job.model.architecture.blocks.iter().filter(quantized).map(of).collect()
 }
 
 /// Names and bytes of a layer's tensors.

@@ -75,6 +75,8 @@ fn minilm_keeps_its_opinions() {
     let full = model.trace(&test).unwrap().2;
     let accuracy = |logits: &Matrix| share(&first_choices(logits), &labels);
     let eight = quantized(&model, &Recipe::named("fpq-w8a8").unwrap(), &calibration, &test);
+    let products = Recipe { attention_bits: 8, ..Recipe::named("fpq-w8a8").unwrap() };
+    let products = quantized(&model, &products, &calibration, &test);
     let four = quantized(&model, &Recipe::named("fpq-w4a4").unwrap(), &calibration, &test);
     let plain = quantized(&model, &Recipe::named("minmax-int-w4a4").unwrap(), &calibration, &test);
     println!(
@@ -89,6 +91,8 @@ fn minilm_keeps_its_opinions() {
     );
     assert!(accuracy(&full) > 0.75);
     assert!(share(&first_choices(&eight), &first_choices(&full)) >= 0.95);
+    // Attention's own products too.
+    assert!(share(&first_choices(&products), &first_choices(&full)) >= 0.95);
     assert!(accuracy(&four) >= accuracy(&full) - 0.1 && accuracy(&four) > accuracy(&plain));
 }
 

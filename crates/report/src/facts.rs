@@ -3,7 +3,7 @@
 use crate::evaluation::{Evaluation, Run};
 use crate::ranges::{TapRange, taps};
 use halfbyte_formats::{Element, pack};
-use halfbyte_quantize::{LayerReport, ModelReport, Recipe, Report};
+use halfbyte_quantize::{AttentionReport, LayerReport, ModelReport, Recipe, Report};
 use serde::Serialize;
 use std::collections::BTreeSet;
 
@@ -40,6 +40,9 @@ pub struct Facts {
     pub layers: Vec<Layer>,
     /// Inputs of layers.
     pub inputs: Vec<TapRange>,
+    /// Attention's own products where they are quantized.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub attention: Vec<AttentionReport>,
 }
 
 /// Bytes of the output by what they are for.
@@ -156,6 +159,7 @@ impl Facts {
             kinds: kinds_of(report, &layers),
             layers,
             inputs: taps(report, place),
+            attention: report.attention.clone(),
         }
     }
 }

@@ -6,7 +6,7 @@ use crate::facts::{Facts, Layer};
 use crate::numbers::{bytes, duration, percent, power_of_two, significant, thousands};
 use crate::plots::{self, ByTask, Measure, median};
 use crate::ranges::TapRange;
-use halfbyte_quantize::recipe_toml;
+use halfbyte_quantize::{InputReport, recipe_toml};
 
 /// Where there is no figure.
 const NONE: &str = "–";
@@ -112,6 +112,11 @@ fn summary(f: &Facts) -> Option<Section> {
             width(r.embedding_bits)
         ),
     );
+    match &r.kv_scheme {
+        Some(scheme) => row("KV cache", scheme.to_string()),
+        None if r.attention_bits < 16 => row("Attention's own products", width(r.attention_bits)),
+        None => {}
+    }
     row("Left in full precision", if r.keep.is_empty() { "nothing".into() } else { r.keep.join(", ") });
     row(
         "Calibration",
@@ -455,7 +460,29 @@ fn formats(f: &Facts) -> Option<Section> {
     if !figures.is_empty() {
         blocks.push(Block::Figures(figures));
     }
+    if !f.attention.is_empty() {
+        blocks.push(Block::Table(attention_table(f)));
+    }
     Some(Section { id: "formats", title: "Chosen formats", blocks })
+}
+
+/// The operands of attention's own products, block by block.
+fn attention_table(f: &Facts) -> Table {
+    let mut t = Table::new(
+        "Operands of attention's own products, q·kᵀ and probabilities·v: formats, exponent biases of static ones",
+        ["Attention", "Query", "Key", "Value", "Probability", "Error of the mixed values"],
+    );
+    let operand = |input: &Option<InputReport>| {
+        or_none(input.as_ref().map(|i| match i.scheme.dynamic {
+            true => i.scheme.to_string(),
+            false => format!("{} {:.2}", i.scheme.element.to_string().to_uppercase(), i.bias),
+        }))
+    };
+    for a in &f.attention {
+        let [query, key, value, probability] = [&a.query, &a.key, &a.value, &a.probability].map(operand);
+        t.row([a.name.clone(), query, key, value, probability, or_none(a.relative_error.map(percent))]);
+    }
+    t
 }
 
 /// The formats in use, those with more mantissa bits first.

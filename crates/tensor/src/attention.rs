@@ -64,6 +64,23 @@ const QUERIES: usize = 96;
 /// # Panics
 /// If a layer that is not causal is given branches, which only have a meaning where nobody sees what comes later.
 pub fn attention(shape: &AttentionShape, layout: &Layout, q: &Matrix, k: &Matrix, v: &Matrix) -> Matrix {
+    attention_through(shape, layout, [q, k, v], None)
+}
+
+/// Called with a head and the probabilities of one of its queries, one for each key that it sees, in the order of their
+/// positions; may change them. Calls come from many threads in any order.
+pub type OnProbabilities<'a> = &'a (dyn Fn(usize, &mut [f32]) + Sync);
+
+/// [`attention`] with its queries, keys and values, whose probabilities go through `between` before they meet the values.
+///
+/// # Panics
+/// As [`attention`].
+pub fn attention_through(
+    shape: &AttentionShape,
+    layout: &Layout,
+    [q, k, v]: [&Matrix; 3],
+    between: Option<OnProbabilities>,
+) -> Matrix {
     assert_eq!(layout.rows(), q.rows, "a layout of other rows");
     let mut out = Matrix::zeros(q.rows, shape.heads * shape.head_dim);
     let width = out.cols;
@@ -79,7 +96,7 @@ pub fn attention(shape: &AttentionShape, layout: &Layout, q: &Matrix, k: &Matrix
             tasks.push((Queries::new(shape, tree, from, to), piece));
         }
     }
-    tasks.into_par_iter().for_each(|(queries, out)| queries.attend(shape, q, k, v, out));
+    tasks.into_par_iter().for_each(|(queries, out)| queries.attend(shape, [q, k, v], between, out));
     out
 }
 
@@ -107,7 +124,13 @@ impl<'a> Queries<'a> {
         Self { tree, first, count: to - first, runs, from, keys: end - from, trunk: trunk.max(from) }
     }
 
-    fn attend(&self, shape: &AttentionShape, q: &Matrix, k: &Matrix, v: &Matrix, out: &mut [f32]) {
+    fn attend(
+        &self,
+        shape: &AttentionShape,
+        [q, k, v]: [&Matrix; 3],
+        between: Option<OnProbabilities>,
+        out: &mut [f32],
+    ) {
         let (dim, width, kv_width, keys) = (shape.head_dim, q.cols, k.cols, self.keys);
         let mut scores = vec![0.0f32; self.count * keys];
         for head in 0..shape.heads {
@@ -150,6 +173,9 @@ impl<'a> Queries<'a> {
                         row.iter_mut().enumerate().for_each(|(c, s)| *s += slope * (first + c) as f32);
                     }
                     softmax(row);
+                    if let Some(between) = between {
+                        between(head, row);
+                    }
                 }
             }
             // Summed over the trunk's keys and then over a branch's own: the same chain as over one sequence.
@@ -207,6 +233,15 @@ mod tests {
 
     /// The definition, one query at a time in f64.
     fn plain(s: &AttentionShape, q: &Matrix, k: &Matrix, v: &Matrix) -> Matrix {
+        plain_through(s, [q, k, v], |_, p| p)
+    }
+
+    /// The same with a function of head and probability in between.
+    fn plain_through(
+        s: &AttentionShape,
+        [q, k, v]: [&Matrix; 3],
+        between: impl Fn(usize, f64) -> f64,
+    ) -> Matrix {
         let mut out = Matrix::zeros(q.rows, q.cols);
         for t in 0..q.rows {
             for h in 0..s.heads {
@@ -222,7 +257,8 @@ mod tests {
                 let e: Vec<f64> = (0..k.rows).map(|j| if seen(j) { score(j).exp() } else { 0.0 }).collect();
                 let total: f64 = e.iter().sum();
                 for d in 0..s.head_dim {
-                    let value: f64 = (0..k.rows).map(|j| e[j] / total * f64::from(v.row(j)[g + d])).sum();
+                    let p = |j: usize| if seen(j) { between(h, e[j] / total) } else { 0.0 };
+                    let value: f64 = (0..k.rows).map(|j| p(j) * f64::from(v.row(j)[g + d])).sum();
                     out.row_mut(t)[h * s.head_dim + d] = value as f32;
                 }
             }
@@ -255,6 +291,23 @@ mod tests {
     }
 
     #[test]
+    fn probabilities_can_be_changed_before_they_meet_the_values() {
+        let (q, k, v) = (values(130, 32, 1), values(130, 16, 2), values(130, 16, 3));
+        for (causal, window) in [(false, None), (true, None), (true, Some(20))] {
+            let shape = AttentionShape { kv_heads: 2, causal, window, ..AttentionShape::plain(4, 8) };
+            // Not zero for zero: keys that a query does not see must not get anything.
+            let change = |head: usize, row: &mut [f32]| {
+                row.iter_mut().for_each(|p| *p = 0.5 * *p + (head + 1) as f32 / 64.0);
+            };
+            let operands = [&q, &k, &v];
+            let fast = attention_through(&shape, &Layout::sequence(130), operands, Some(&change));
+            let slow = plain_through(&shape, operands, |h, p| 0.5 * p + (h + 1) as f64 / 64.0);
+            let worst = fast.data.iter().zip(&slow.data).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(worst < 2e-5, "causal {causal}, window {window:?}: {worst}");
+        }
+    }
+
+    #[test]
     fn slopes_are_those_of_the_paper() {
         let slopes = |heads| (0..heads).map(|h| AttentionShape::plain(heads, 8).slope(h)).collect::<Vec<_>>();
         assert_eq!(slopes(8), [0.5, 0.25, 0.125, 0.0625, 0.03125, 0.015625, 0.0078125, 0.00390625]);
@@ -278,7 +331,8 @@ mod tests {
         let (q, k, v) = (values(n, 32, 1), values(n, 16, 2), values(n, 16, 3));
         for window in [None, Some(8), Some(60)] {
             let shape = AttentionShape { kv_heads: 2, causal: true, window, ..AttentionShape::plain(4, 8) };
-            let packed = attention(&shape, &layout, &q, &k, &v);
+            let halve = |head: usize, row: &mut [f32]| row[head % row.len()] *= 0.5;
+            let packed = attention_through(&shape, &layout, [&q, &k, &v], Some(&halve));
             let mut start = 0;
             for (trunk, branches) in trees {
                 let mut from = start + trunk;
@@ -286,8 +340,8 @@ mod tests {
                     let rows: Vec<usize> = (start..start + trunk).chain(from..from + branch).collect();
                     from += branch;
                     let plain = Layout::sequence(rows.len());
-                    let alone =
-                        attention(&shape, &plain, &pick(&q, &rows), &pick(&k, &rows), &pick(&v, &rows));
+                    let operands = [&pick(&q, &rows), &pick(&k, &rows), &pick(&v, &rows)];
+                    let alone = attention_through(&shape, &plain, operands, Some(&halve));
                     assert_eq!(alone, pick(&packed, &rows), "trunk {trunk}, branch {branch}, {window:?}");
                 }
                 start = from;

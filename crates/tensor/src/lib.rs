@@ -17,7 +17,7 @@ mod product;
 mod random;
 
 pub use activation::{gelu, gelu_tanh, relu, silu, tanh};
-pub use attention::{AttentionShape, attention};
+pub use attention::{AttentionShape, OnProbabilities, attention, attention_through};
 pub use cholesky::{NotPositiveDefinite, cholesky_in_place, solve_lower, solve_lower_transposed};
 pub use layout::Layout;
 pub use matrix::Matrix;

@@ -80,6 +80,9 @@ fn check(model: &Model, target: Target) -> anyhow::Result<()> {
     let Some(manifest) = &model.manifest else {
         return Err(halfbyte_export::ExportError::NotQuantized(model.checkpoint.dir().into()).into());
     };
+    if !manifest.attention.is_empty() {
+        return Err(halfbyte_export::ExportError::attention(target).into());
+    }
     halfbyte_export::check(&model.architecture, &|name| manifest.layers.get(name).copied(), target)?;
     Ok(())
 }

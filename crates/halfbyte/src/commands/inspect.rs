@@ -7,7 +7,7 @@ use crate::output::{self, Table, bytes, thousands};
 use anyhow::Context;
 use halfbyte_checkpoint::Manifest;
 use halfbyte_model::{Model, StemSpec};
-use halfbyte_quantize::LayerReport;
+use halfbyte_quantize::{AttentionReport, InputReport, LayerReport};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -39,6 +39,10 @@ fn quantized(args: &InspectArgs, model: &Model, manifest: &Manifest) -> anyhow::
         Some(report) => report.output_bytes,
         None => model.checkpoint.infos().map(|t| t.bytes).sum(),
     };
+    let attention = match &report {
+        Some(report) => report.attention.clone(),
+        None => stored_attention(model)?,
+    };
     let weights: usize = layers.iter().map(|l| l.shape[0] * l.shape[1]).sum();
     let bits = layers.iter().map(|l| l.bits).sum::<u64>() as f64 / weights.max(1) as f64;
     let layers: Vec<Summary> = layers.iter().map(Summary::new).collect();
@@ -54,6 +58,7 @@ fn quantized(args: &InspectArgs, model: &Model, manifest: &Manifest) -> anyhow::
             "bits_per_weight": bits,
             "mean_relative_error": report.as_ref().map(|r| r.mean_relative_error),
             "layers": layers.iter().map(Summary::json).collect::<Vec<_>>(),
+            "attention": attention,
         }));
     }
     let mut table =
@@ -62,6 +67,9 @@ fn quantized(args: &InspectArgs, model: &Model, manifest: &Manifest) -> anyhow::
         table.row(layer.cells());
     }
     let mut text = format!("{table}\n");
+    if !attention.is_empty() {
+        text += &format!("{}\n", attention_table(&attention));
+    }
     match &report {
         Some(r) => writeln!(
             text,
@@ -99,6 +107,33 @@ fn stored_layers(model: &Model, manifest: &Manifest) -> anyhow::Result<Vec<Layer
         layers.push(LayerReport::of_stored(name, [rows, cols], bits, &stored));
     }
     Ok(layers)
+}
+
+/// What the quantized attentions themselves tell.
+fn stored_attention(model: &Model) -> anyhow::Result<Vec<AttentionReport>> {
+    let mut found = Vec::new();
+    for block in &model.architecture.blocks {
+        if let Some(stored) = model.stored_attention(block)? {
+            found.push(AttentionReport::of_stored(block.attention_name(), &stored));
+        }
+    }
+    Ok(found)
+}
+
+/// A line for every attention whose products are quantized: formats, and exponent biases of static ones.
+fn attention_table(attention: &[AttentionReport]) -> Table {
+    let mut table = Table::new(["attention", "query", "key", "value", "probability", "error"]);
+    let operand = |input: &Option<InputReport>| match input {
+        None => "-".to_string(),
+        Some(i) if i.scheme.dynamic => i.scheme.to_string(),
+        Some(i) => format!("{} {:.2}", i.scheme.element.to_string().to_uppercase(), i.bias),
+    };
+    for a in attention {
+        let error = a.relative_error.map_or("-".to_string(), |e| format!("{:.3} %", 100.0 * e));
+        let [query, key, value, probability] = [&a.query, &a.key, &a.value, &a.probability].map(operand);
+        table.row([a.name.clone(), query, key, value, probability, error]);
+    }
+    table
 }
 
 /// A layer's report, with its long lists summed up.

@@ -7,7 +7,7 @@ use crate::output::{self, Table, bytes, thousands};
 use crate::{recipes, system};
 use anyhow::Context;
 use halfbyte_checkpoint::LayerScheme;
-use halfbyte_export::Target;
+use halfbyte_export::{ExportError, Target};
 use halfbyte_formats::{Element, Granularity, Scheme};
 use halfbyte_model::Model;
 use halfbyte_quantize::{Plan, PlanOptions, PlannedSite, Recipe, Speed};
@@ -21,6 +21,9 @@ pub(crate) fn run(args: &PlanArgs, every_layer: bool) -> anyhow::Result<()> {
     let (amount, words) = calibration::amount(&model, &recipe, &args.calibration)?;
     let (plan, _) = planned(&model, &recipe, &args.calibration, amount)?;
     for target in &args.to {
+        if plan.attentions > 0 {
+            return Err(ExportError::attention(*target).into());
+        }
         if !recipe.alternatives.is_empty() && !target.is_mixed() {
             return Err(Failure::new(format!(
                 "{target} holds one scheme, and the recipe's alternatives let every layer choose"
@@ -148,6 +151,9 @@ pub(crate) fn headline(plan: &Plan) -> anyhow::Result<String> {
         plan.sites.len(),
         plan.bits_per_weight
     )?;
+    if plan.attentions > 0 {
+        writeln!(text, "attention      the products of {} blocks", plan.attentions)?;
+    }
     writeln!(
         text,
         "output         {} ({} bytes of tensors)",
@@ -242,6 +248,7 @@ fn json(plan: &Plan, recipe: &str, seconds: f64, every_layer: bool) -> Value {
         "recipe": recipe,
         "sites": plan.sites.len(),
         "embedding": plan.embedding.as_ref().map(site),
+        "attentions": plan.attentions,
         "output_bytes": plan.output_bytes,
         "working_bytes": plan.working_bytes,
         "peak_memory_bytes": plan.memory.peak_bytes(),

@@ -1,6 +1,7 @@
 //! One transformer block, described.
 
 use super::{Activation, NormSpec, Site};
+use halfbyte_checkpoint::AttentionWidths;
 use halfbyte_tensor::AttentionShape;
 
 /// One transformer block.
@@ -150,6 +151,20 @@ impl BlockSpec {
             Tap { kind: TapKind::MlpInput, sites: mlp },
             Tap { kind: TapKind::MlpInner, sites: vec![down] },
         ]
+    }
+
+    /// The name of the attention: that of its query projection without the last part.
+    pub fn attention_name(&self) -> &str {
+        let first =
+            self.taps.iter().find(|t| t.kind == TapKind::AttentionInput).and_then(|t| t.sites.first());
+        let name = first.map_or("", |s| s.name.as_str());
+        name.rsplit_once('.').map_or(name, |(parent, _)| parent)
+    }
+
+    /// Sizes of the attention, as a folder describes it.
+    pub fn attention_widths(&self) -> AttentionWidths {
+        let AttentionShape { heads, kv_heads, head_dim, .. } = self.attention;
+        AttentionWidths { heads, kv_heads, head_dim }
     }
 
     /// What makes the activations at tap `tap`.

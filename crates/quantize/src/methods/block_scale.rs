@@ -122,18 +122,23 @@ fn input_quantizer(
     channel_max: &[f32],
     scheme: Option<Scheme>,
 ) -> Result<Option<InputQuantizer>, QuantizeError> {
-    let Some(scheme) = scheme else { return Ok(None) };
-    let mut largest = 0.0;
-    if InputQuantizer::has_scale(scheme) {
-        largest = channel_max.iter().copied().fold(0.0f32, f32::max);
-    }
-    Ok(Some(match scheme.dynamic {
+    let largest = channel_max.iter().copied().fold(0.0f32, f32::max);
+    scheme.map(|scheme| fixed_quantizer(scheme, largest, channel_max.len())).transpose()
+}
+
+/// A quantizer of this scheme for rows of `channels` values, of which the largest magnitude is `largest`.
+pub(super) fn fixed_quantizer(
+    scheme: Scheme,
+    largest: f32,
+    channels: usize,
+) -> Result<InputQuantizer, QuantizeError> {
+    Ok(match scheme.dynamic {
         false => InputQuantizer::new(scheme.element, scheme.element.scale_from_max(largest), Vec::new()),
         true => {
             let scale = if scheme.scale == ScaleFormat::E4M3 { tensor_scale(largest) } else { 1.0 };
-            InputQuantizer::dynamic(scheme, scale, channel_max.len())?
+            InputQuantizer::dynamic(scheme, scale, channels)?
         }
-    }))
+    })
 }
 
 /// Sum of the weighted squares of every channel: the diagonal of the Gram matrix.

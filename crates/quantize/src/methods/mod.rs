@@ -1,5 +1,6 @@
 //! Methods: each chooses codes and scales for the linear layers of one tap, given their weights and inputs.
 
+pub(crate) mod attention;
 pub(crate) mod block_scale;
 mod correct;
 mod feedback;

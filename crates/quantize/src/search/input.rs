@@ -131,7 +131,7 @@ fn by_maximum(problem: &InputProblem, element: Element, grid: &Grid, rule: Shift
 }
 
 /// Steps an octave of the lattice of scales on which [`by_error`] measures every channel.
-const LATTICE: usize = 8;
+pub(super) const LATTICE: usize = 8;
 
 /// Octaves above the grid's range for a channel that are looked at all the same: of equally good scales the coarsest is
 /// taken, because it leaves room for larger values than calibration has seen. Wide formats have many such.
@@ -142,7 +142,7 @@ pub fn steps_per_channel(grid: &Grid) -> usize {
     (grid_octaves(grid) + HEADROOM) * LATTICE + 1
 }
 
-fn grid_octaves(grid: &Grid) -> usize {
+pub(super) fn grid_octaves(grid: &Grid) -> usize {
     f64::from(grid.high / grid.low).log2().ceil().max(1.0) as usize
 }
 

@@ -3,10 +3,12 @@
 pub mod direct;
 mod grid;
 mod input;
+mod probability;
 mod weight;
 
 pub use grid::{Grid, GridKind};
 pub use input::{InputChoice, InputProblem, ShiftRule, search_input, steps_per_channel};
+pub use probability::{HISTOGRAM_BYTES, ProbabilityHistogram};
 pub use weight::{RowChoice, WeightProblem, search_weight, search_weight_by_columns};
 
 /// How many candidates are scored by the full quadratic form.
