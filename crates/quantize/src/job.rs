@@ -116,7 +116,8 @@ pub fn quantize(job: &Job, progress: &mut dyn Progress) -> Result<Outcome, Quant
     }
     let packs = Packs::new(&job.model.architecture, job.inputs)?;
     let journal = Journal::open(partial, &id)?;
-    Run { job, journal, place: place(job, &packs), packs }.run(&id, progress)
+    let place = place(&job.model.architecture, &packs, job.out, job.activation_memory);
+    Run { job, journal, place, packs }.run(&id, progress)
 }
 
 /// Where the working folder of an output folder is: beside it, so that the last step is a rename.
@@ -149,12 +150,20 @@ fn finished_output(out: &Path, id: &RunId) -> Result<Option<Report>, QuantizeErr
 
 fn run_id(job: &Job) -> Result<RunId, QuantizeError> {
     let recipe = serde_json::to_vec(job.recipe).map_err(|e| QuantizeError::Output(e.to_string()))?;
+    id_of(job.model, &recipe, job.inputs)
+}
+
+/// What tells a run from others: the model, what is done as bytes, the calibration inputs.
+///
+/// # Errors
+/// When the model's files cannot be read.
+pub(crate) fn id_of(model: &Model, what: &[u8], inputs: &[Input]) -> Result<RunId, QuantizeError> {
     let mut hasher = blake3::Hasher::new();
-    job.inputs.iter().for_each(|input| add(input, &mut hasher));
+    inputs.iter().for_each(|input| add(input, &mut hasher));
     Ok(RunId {
         halfbyte: env!("CARGO_PKG_VERSION").into(),
-        model: blake3::hash(&job.model.checkpoint.identity()?).to_hex().to_string(),
-        recipe: blake3::hash(&recipe).to_hex().to_string(),
+        model: blake3::hash(&model.checkpoint.identity()?).to_hex().to_string(),
+        recipe: blake3::hash(what).to_hex().to_string(),
         calibration: hasher.finalize().to_hex().to_string(),
     })
 }
@@ -185,10 +194,10 @@ pub fn activation_bytes(architecture: &Architecture, tokens: usize) -> u64 {
 }
 
 /// Memory where the activations at the widest tap fit, else the working folder.
-fn place(job: &Job, packs: &Packs) -> Place {
-    let bytes = activation_bytes(&job.model.architecture, packs.rows().iter().sum());
-    match partial_dir(job.out) {
-        Ok(dir) if bytes > job.activation_memory => Place::Folder(dir),
+pub(crate) fn place(architecture: &Architecture, packs: &Packs, out: &Path, activation_memory: u64) -> Place {
+    let bytes = activation_bytes(architecture, packs.rows().iter().sum());
+    match partial_dir(out) {
+        Ok(dir) if bytes > activation_memory => Place::Folder(dir),
         _ => Place::Memory,
     }
 }
@@ -327,7 +336,7 @@ impl Run<'_> {
 }
 
 /// Hidden states that are no numbers would make every later choice meaningless.
-fn check_finite(hidden: &Store, block: usize) -> Result<(), QuantizeError> {
+pub(crate) fn check_finite(hidden: &Store, block: usize) -> Result<(), QuantizeError> {
     for i in 0..hidden.windows() {
         if kernel::check_finite(&hidden.get(i)?.data).is_err() {
             return Err(QuantizeError::NonFinite(format!(

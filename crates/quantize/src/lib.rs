@@ -19,11 +19,13 @@ pub mod search;
 mod store;
 mod stream;
 mod tap;
+pub mod transforms;
 mod weights_only;
 
 pub use clock::{Phase, phase_seconds};
 pub use embedding::quantize_embedding;
 pub use error::QuantizeError;
+pub use journal::RunId;
 pub use job::{Job, Outcome, Pages, Progress, activation_bytes, calibration_windows, partial_dir, quantize};
 pub use plan::{Memory, Plan, PlanOptions, PlannedSite, Speed, Work, plan};
 pub use profile::{BINS_PER_UNIT, HISTOGRAM_BINS, Profile, code_counts, weight_histogram};
@@ -33,3 +35,4 @@ pub use report::{InputReport, LayerReport, ModelReport, Report, WeightReport};
 pub use store::{Place, Store};
 pub use stream::{QuantizedSite, Surroundings, quantize_block};
 pub use tap::{Moments, Sample, TapInputs};
+pub use transforms::Transform;
