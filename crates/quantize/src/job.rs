@@ -10,12 +10,14 @@ use crate::recipe::{Calibration, Recipe};
 use crate::report::{LayerReport, Report};
 use crate::store::{Place, Store};
 use crate::stream::{QuantizedSite, Surroundings, embed, quantize_block, quantize_head};
+use crate::transforms::{Note, tensors_of, transform_block};
 use crate::{QuantizeError, quantize_embedding, weights_only};
 use halfbyte_checkpoint::{LayerScheme, StoredLayer, TensorSpec};
 use halfbyte_formats::kernel;
-use halfbyte_model::{Architecture, Input, Model, Site, Weight};
+use halfbyte_model::{Architecture, Block, Input, Model, Site, Weight};
 use halfbyte_tensor::{mix, sum_of_squares};
-use std::collections::BTreeMap;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -202,6 +204,14 @@ pub(crate) fn place(architecture: &Architecture, packs: &Packs, out: &Path, acti
     }
 }
 
+/// What a part of the journal says beside its tensors.
+#[derive(Serialize, Deserialize)]
+struct PartNote {
+    layers: Vec<(LayerReport, LayerScheme)>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    transforms: Vec<Note>,
+}
+
 struct Run<'a> {
     job: &'a Job<'a>,
     journal: Journal,
@@ -231,7 +241,12 @@ impl Run<'_> {
             let rotary = architecture.rotary(self.packs.longest());
             let around = Surroundings { rotary: &rotary, layouts: &self.packs.layouts, place: &self.place };
             for b in finished.saturating_sub(1)..blocks {
-                let block = timed(Phase::Read, || self.job.model.block(b))?;
+                let mut block = timed(Phase::Read, || self.job.model.block(b))?;
+                let stopped = || if progress.stopped() { Err(QuantizeError::Stopped(b)) } else { Ok(()) };
+                let done = timed(Phase::Search, || {
+                    transform_block(&mut block, &hidden, self.job.recipe, &around, &mut || stopped())
+                })?;
+                let kept = self.kept_tensors(&block, &done.changed);
                 let mut on_tap = |layers| {
                     progress.advance(layers);
                     if progress.stopped() { Err(QuantizeError::Stopped(b)) } else { Ok(()) }
@@ -240,7 +255,7 @@ impl Run<'_> {
                 hidden = next;
                 check_finite(&hidden, b)?;
                 timed(Phase::Write, || {
-                    self.write(b + 1, &sites)?;
+                    self.write(b + 1, &sites, kept, done.notes)?;
                     self.journal.write_state(b + 2, &hidden)
                 })?;
             }
@@ -251,7 +266,7 @@ impl Run<'_> {
                 true => Vec::new(),
                 false => quantize_head(self.job.model.head()?, hidden, self.job.recipe, &around)?,
             };
-            self.write(blocks + 1, &sites)?;
+            self.write(blocks + 1, &sites, Vec::new(), Vec::new())?;
             progress.advance(behind);
         }
         let report = timed(Phase::Write, || self.assemble(id))?;
@@ -285,16 +300,33 @@ impl Run<'_> {
             }
         }
         let hidden = embed(&stem, self.job.inputs, &self.packs, model.architecture.hidden, &self.place)?;
-        self.write(0, &sites)?;
+        self.write(0, &sites, Vec::new(), Vec::new())?;
         self.journal.write_state(1, &hidden)?;
         Ok(hidden)
     }
 
-    fn write(&self, part: usize, sites: &[QuantizedSite]) -> Result<(), QuantizeError> {
-        let tensors: Vec<_> = sites.iter().flat_map(|s| s.stored.tensors(&s.name)).collect();
-        let notes: Vec<(LayerReport, LayerScheme)> =
+    /// The tensors that transforms changed and that are not quantized.
+    fn kept_tensors(&self, block: &Block, changed: &BTreeSet<String>) -> Vec<(TensorSpec, Vec<u8>)> {
+        let recipe = self.job.recipe;
+        let coded = |site: &Site| recipe.weight_bits < 16 && !recipe.keeps(site);
+        let sites = block.spec.taps.iter().flat_map(|t| &t.sites);
+        let coded: BTreeSet<String> = sites.filter(|s| coded(s)).map(Site::weight).collect();
+        tensors_of(self.job.model, block, &changed.difference(&coded).cloned().collect())
+    }
+
+    fn write(
+        &self,
+        part: usize,
+        sites: &[QuantizedSite],
+        kept: Vec<(TensorSpec, Vec<u8>)>,
+        transforms: Vec<Note>,
+    ) -> Result<(), QuantizeError> {
+        let mut tensors: Vec<_> = sites.iter().flat_map(|s| s.stored.tensors(&s.name)).collect();
+        tensors.extend(kept);
+        let layers =
             sites.iter().map(|s| (LayerReport::new(s, self.shape(&s.name)), s.stored.scheme())).collect();
-        let note = serde_json::to_string(&notes).map_err(|e| QuantizeError::Output(e.to_string()))?;
+        let note = serde_json::to_string(&PartNote { layers, transforms })
+            .map_err(|e| QuantizeError::Output(e.to_string()))?;
         self.journal.write_block(part, &tensors, note)
     }
 
@@ -309,14 +341,15 @@ impl Run<'_> {
         let parts = (0..self.job.model.architecture.blocks.len() + 2)
             .map(|p| self.journal.read_block(p))
             .collect::<Result<Vec<_>, _>>()?;
-        let mut layers = Vec::new();
+        let (mut layers, mut transforms) = (Vec::new(), Vec::new());
         let mut schemes = BTreeMap::new();
         for part in &parts {
-            let note = part.metadata().get("note").map_or("[]", String::as_str);
-            let notes: Vec<(LayerReport, LayerScheme)> = serde_json::from_str(note).map_err(|e| {
+            let note = part.metadata().get("note").map_or("", String::as_str);
+            let note: PartNote = serde_json::from_str(note).map_err(|e| {
                 QuantizeError::Output(format!("{}: {e}; delete the folder", part.path().display()))
             })?;
-            for (layer, scheme) in notes {
+            transforms.extend(note.transforms);
+            for (layer, scheme) in note.layers {
                 schemes.insert(layer.name.clone(), scheme);
                 layers.push(layer);
             }
@@ -331,7 +364,7 @@ impl Run<'_> {
             }
         }
         output.copy_rest(|_| Ok(()))?;
-        output.finish(id, layers)
+        output.finish(id, layers, transforms)
     }
 }
 

@@ -4,12 +4,13 @@ use crate::QuantizeError;
 use crate::job::Job;
 use crate::journal::{RunId, make_dir};
 use crate::report::{LayerReport, ModelReport, Report};
+use crate::transforms::Note;
 use halfbyte_checkpoint::{
     COMPANIONS, CheckpointWriter, LayerScheme, Manifest, SHARD_BYTES, TensorSpec, copy_atomic, write_atomic,
 };
 use halfbyte_model::architectures::describe;
 use halfbyte_model::{Model, Site};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -28,7 +29,7 @@ pub(crate) struct Output<'a> {
 }
 
 impl<'a> Output<'a> {
-    /// Begins an output whose quantized layers have these schemes and tensors.
+    /// Begins an output whose quantized layers have these schemes; `specs` are their tensors and all others that are new.
     ///
     /// # Errors
     /// When a tensor of the source is missing or the folder cannot be written.
@@ -41,6 +42,7 @@ impl<'a> Output<'a> {
         // Everything that is not replaced by codes is copied as it is. A tied output layer that no longer shares the
         // embedding's storage gets a tensor of its own.
         let (a, source) = (&job.model.architecture, &job.model.checkpoint);
+        let new: BTreeSet<String> = specs.iter().map(|s| s.name.clone()).collect();
         let coded = |tensor: &str| {
             tensor.strip_suffix(".weight").and_then(|n| schemes.get(n)).is_some_and(|s| s.weight.is_some())
         };
@@ -48,7 +50,7 @@ impl<'a> Output<'a> {
         let tied = a.head.output().filter(|_| a.head.tied);
         let mut copies: Vec<(String, String)> = source
             .names()
-            .filter(|n| !coded(n) && tied.is_none_or(|head| *n != head.weight()))
+            .filter(|n| !coded(n) && !new.contains(*n) && tied.is_none_or(|head| *n != head.weight()))
             .map(|n| (n.to_string(), n.to_string()))
             .collect();
         let untied = tied.filter(|head| coded(&embedding) || schemes.contains_key(&head.name));
@@ -100,13 +102,19 @@ impl<'a> Output<'a> {
     ///
     /// # Errors
     /// When a tensor has not been written whole, or a file cannot be.
-    pub(crate) fn finish(self, id: &RunId, layers: Vec<LayerReport>) -> Result<Report, QuantizeError> {
+    pub(crate) fn finish(
+        self,
+        id: &RunId,
+        layers: Vec<LayerReport>,
+        transforms: Vec<Note>,
+    ) -> Result<Report, QuantizeError> {
         let source = &self.job.model.checkpoint;
         self.writer.finish()?;
         let model = ModelReport::new(self.job.model);
         let rows = |input| self.job.model.architecture.rows(input);
         let calibration = (self.job.inputs.len(), self.job.inputs.iter().map(rows).sum());
-        let report = Report::new(model, self.job.recipe, calibration, self.bytes, layers);
+        let report =
+            Report { transforms, ..Report::new(model, self.job.recipe, calibration, self.bytes, layers) };
         let output = self.working.join("output");
         let mut config = source.config().clone();
         if let Some(config) = config.as_object_mut() {

@@ -3,6 +3,7 @@
 use crate::profile::code_counts;
 use crate::recipe::Recipe;
 use crate::stream::QuantizedSite;
+use crate::transforms::Note;
 use halfbyte_checkpoint::StoredLayer;
 use halfbyte_formats::{Granularity, InputQuantizer, Scheme};
 use halfbyte_model::Model;
@@ -32,6 +33,9 @@ pub struct Report {
     pub mean_relative_error: f64,
     /// The quantized layers, in the order of the network.
     pub layers: Vec<LayerReport>,
+    /// What the recipe's transforms did before, block by block.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub transforms: Vec<Note>,
 }
 
 /// The model that was quantized, as its config and headers describe it. Its folder's name is no part of it: a copy elsewhere
@@ -258,6 +262,7 @@ impl Report {
             bits_per_weight: bits as f64 / weights.max(1) as f64,
             mean_relative_error: errors.iter().sum::<f64>() / errors.len().max(1) as f64,
             layers,
+            transforms: Vec::new(),
         }
     }
 }

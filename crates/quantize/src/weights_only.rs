@@ -95,7 +95,7 @@ pub(crate) fn run(
         let written = writing.join().unwrap_or_else(|panic| resume_unwind(panic));
         written.and(worked)
     })?;
-    output.finish(id, layers)
+    output.finish(id, layers, Vec::new())
 }
 
 /// Names and bytes of a layer's tensors.

@@ -69,6 +69,7 @@ fn report(blocks: usize) -> Report {
         bits_per_weight: 4.567_89,
         mean_relative_error: mean,
         layers,
+        transforms: Vec::new(),
     }
 }
 

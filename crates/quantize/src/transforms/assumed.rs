@@ -78,8 +78,9 @@ impl Assumed {
 /// Rounds rows in place; `largest` is the magnitude that sets the scale of a whole tensor.
 fn round(scheme: Scheme, largest: f32, x: &mut Matrix) -> Result<(), QuantizeError> {
     let element = scheme.element;
-    let nearest =
-        |values: &mut [f32], max: f32| kernel::fake_quantize_in_place(element, element.scale_from_max(max), values);
+    let nearest = |values: &mut [f32], max: f32| {
+        kernel::fake_quantize_in_place(element, element.scale_from_max(max), values)
+    };
     let (cols, own) = (x.cols.max(1), |values: &mut [f32]| nearest(values, kernel::max_abs(values)));
     match (scheme.granularity, scheme.scale) {
         (Granularity::Tensor, _) => x.data.par_chunks_mut(1 << 14).for_each(|p| nearest(p, largest)),

@@ -51,7 +51,11 @@ pub(crate) struct Joint {
 enum Maker {
     Norm,
     /// Rows of the linear layer at this tap and place.
-    Rows { tap: usize, site: usize, rows: Vec<usize> },
+    Rows {
+        tap: usize,
+        site: usize,
+        rows: Vec<usize>,
+    },
 }
 
 impl Joint {

@@ -17,15 +17,19 @@ mod text;
 mod trial;
 
 pub use assumed::Assumed;
+pub(crate) use rewrite::tensors_of;
 pub use rewrite::{StoredAs, TransformJob, TransformReport, transform_checkpoint};
+pub use text::TRANSFORMS;
 
 use crate::QuantizeError;
+use crate::recipe::Recipe;
 use crate::store::Store;
 use crate::stream::Surroundings;
 use fold::{Change, Joint};
 use halfbyte_model::{Block, Producer, TapKind};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
+pub(crate) use survey::SAMPLE;
 use survey::survey;
 use trial::{Measured, Trial};
 
@@ -95,22 +99,21 @@ pub(crate) struct Transformed {
     pub(crate) changed: BTreeSet<String>,
 }
 
-/// Transforms a block in memory, by its inputs `hidden`; `between` taps it may be stopped.
+/// Does a recipe's transforms to a block in memory, by its inputs `hidden`; `between` taps it may be stopped.
 ///
 /// # Errors
 /// When a layer has no shape for the assumed quantization, the inputs cannot be read, or `between` asks to stop.
 pub(crate) fn transform_block(
     block: &mut Block,
     hidden: &Store,
-    transforms: &[Transform],
-    assumed: &Assumed,
+    recipe: &Recipe,
     around: &Surroundings,
     between: &mut dyn FnMut() -> Result<(), QuantizeError>,
 ) -> Result<Transformed, QuantizeError> {
     let mut done = Transformed { notes: Vec::new(), changed: BTreeSet::new() };
-    for transform in transforms {
+    for transform in &recipe.transforms {
         let surveys = survey(block, hidden, around)?;
-        let assumed = transform.assumed(assumed);
+        let assumed = transform.assumed(&Assumed::of(recipe));
         for (tap, survey) in surveys.iter().enumerate() {
             if !transform.wants(block, tap) {
                 continue;
@@ -195,6 +198,16 @@ impl Transform {
         }
     }
 
+    /// Changes that it tries at a tap.
+    pub(crate) fn trials(&self) -> usize {
+        match self.kind {
+            TransformKind::SmoothQuant { alpha: Some(_) } => 2,
+            TransformKind::SmoothQuant { alpha: None } | TransformKind::Awq => 22,
+            TransformKind::OsPlus { steps, .. } => steps + 3,
+            TransformKind::Pow2 => 14,
+        }
+    }
+
     /// Whether its factors are powers of two alone, which round nothing.
     pub fn is_exact(&self) -> bool {
         self.kind == TransformKind::Pow2
@@ -208,7 +221,8 @@ impl Transform {
         let searched = !matches!(self.kind, TransformKind::SmoothQuant { alpha: Some(_) });
         let assumed = self.assumed(assumed);
         if searched && assumed.weight.is_none() && assumed.input.is_none() {
-            let message = format!("= {self} has nothing to do where the recipe quantizes nothing that it could ease");
+            let message =
+                format!("= {self} has nothing to do where the recipe quantizes nothing that it could ease");
             return Err(QuantizeError::Recipe { field: "transforms".into(), message });
         }
         Ok(())

@@ -88,10 +88,9 @@ impl<'a> Blocks<'a> {
         let (x_counts, w_counts) = (energy(&w), energy(&x));
         let mut sides = Vec::new();
         let plain = |s: Scheme| s.scale == ScaleFormat::F32;
-        for (scheme, values, divided, counts) in [
-            (trial.assumed.input, x, true, x_counts),
-            (trial.assumed.weight, w, false, w_counts),
-        ] {
+        for (scheme, values, divided, counts) in
+            [(trial.assumed.input, x, true, x_counts), (trial.assumed.weight, w, false, w_counts)]
+        {
             let Some(scheme) = scheme.filter(|s| !plain(*s)) else { continue };
             let quantizer = block_quantizer(scheme, kernel::max_abs(&values.data))?;
             sides.push(Side { rows: values.rows, values, quantizer, divided, counts });

@@ -1,12 +1,12 @@
 //! A whole run: from a checkpoint to one that computes the same and is easier to quantize.
 
-use super::{Assumed, Note, Transform, transform_block};
-use crate::QuantizeError;
+use super::{Note, Transform, transform_block};
 use crate::inputs::Packs;
 use crate::job::{Progress, check_finite, id_of, partial_dir, place};
 use crate::journal::{Journal, RunId, make_dir};
 use crate::store::{Place, Store};
 use crate::stream::{Surroundings, embed};
+use crate::{QuantizeError, Recipe};
 use half::{bf16, f16};
 use halfbyte_checkpoint::{
     COMPANIONS, CheckpointWriter, Dtype, RawTensor, SHARD_BYTES, SafetensorsFile, TensorSpec, copy_atomic,
@@ -22,10 +22,8 @@ use std::path::Path;
 pub struct TransformJob<'a> {
     /// The full-precision model.
     pub model: &'a Model,
-    /// The transforms, first to last.
-    pub transforms: &'a [Transform],
-    /// The quantization that they are to ease.
-    pub assumed: Assumed,
+    /// The transforms, and the quantization that they are to ease.
+    pub recipe: &'a Recipe,
     /// What to calibrate on.
     pub inputs: &'a [Input],
     /// The output folder; it must not exist, unless this very run made it.
@@ -74,10 +72,15 @@ pub fn transform_checkpoint(
     job: &TransformJob,
     progress: &mut dyn Progress,
 ) -> Result<(TransformReport, bool), QuantizeError> {
-    job.transforms.iter().try_for_each(|t| t.check(&job.assumed))?;
+    job.recipe.check()?;
+    if job.model.manifest.is_some() {
+        return Err(QuantizeError::Output(format!(
+            "{} is already quantized; give the full-precision checkpoint",
+            job.model.checkpoint.dir().display()
+        )));
+    }
     let what = serde_json::json!({
-        "transforms": job.transforms,
-        "assumed": format!("{:?}", job.assumed),
+        "recipe": job.recipe,
         "stored_as": format!("{:?}", job.stored_as),
     });
     let id = id_of(job.model, what.to_string().as_bytes(), job.inputs)?;
@@ -123,13 +126,13 @@ impl Run<'_> {
             let around = Surroundings { rotary: &rotary, layouts: &self.packs.layouts, place: &self.place };
             for b in finished..blocks {
                 let mut block = model.block(b)?;
-                let (transforms, assumed) = (self.job.transforms, &self.job.assumed);
+                let recipe = self.job.recipe;
                 let mut stop = || match progress.stopped() {
                     true => Err(QuantizeError::Stopped(b)),
                     false => Ok(()),
                 };
-                let done = transform_block(&mut block, &hidden, transforms, assumed, &around, &mut stop)?;
-                self.journal.write_block(b, &tensors_of(&block, &done.changed), json(&done.notes)?)?;
+                let done = transform_block(&mut block, &hidden, recipe, &around, &mut stop)?;
+                self.journal.write_block(b, &tensors_of(model, &block, &done.changed), json(&done.notes)?)?;
                 hidden = forward(&block, hidden, &around)?;
                 check_finite(&hidden, b)?;
                 self.journal.write_state(b + 1, &hidden)?;
@@ -150,14 +153,9 @@ impl Run<'_> {
                 QuantizeError::Output(format!("{}: {e}; delete the folder", part.path().display()))
             })?);
         }
-        // A changed tensor by the checkpoint's name, and the part that has it by the architecture's.
-        let mut changed: BTreeMap<String, (&SafetensorsFile, &str)> = BTreeMap::new();
-        for part in &parts {
-            for tensor in part.tensors() {
-                let stored = model.stored_name(&tensor.name).into_owned();
-                changed.insert(stored, (part, &tensor.name));
-            }
-        }
+        let tensors =
+            parts.iter().flat_map(|part| part.tensors().iter().map(move |t| (t.name.as_str(), part)));
+        let changed: BTreeMap<&str, &SafetensorsFile> = tensors.collect();
         let dtype = self.dtype();
         let exact = self.exact();
         let type_of = |own: Dtype| dtype.filter(|_| is_float(own)).unwrap_or(own);
@@ -179,8 +177,8 @@ impl Run<'_> {
                 let converted = converted(&spec.name, bytes, from, spec.dtype, exact)?;
                 Ok(writer.write(&spec.name, &converted)?)
             };
-            match changed.get(&spec.name) {
-                Some((part, name)) => part.read_pieces(name, |piece| write(Dtype::F32, piece))?,
+            match changed.get(spec.name.as_str()) {
+                Some(part) => part.read_pieces(&spec.name, |piece| write(Dtype::F32, piece))?,
                 None => {
                     let from = model.checkpoint.find(&spec.name)?.dtype;
                     model.checkpoint.read_pieces(&spec.name, |piece| write(from, piece))?;
@@ -189,7 +187,7 @@ impl Run<'_> {
         }
         writer.finish()?;
         let report = TransformReport {
-            transforms: self.job.transforms.iter().map(Transform::to_string).collect(),
+            transforms: self.job.recipe.transforms.iter().map(Transform::to_string).collect(),
             notes,
             output_bytes: specs.iter().filter_map(|s| s.dtype.byte_len(&s.shape)).sum(),
             dtype: dtype.map(|d| torch_name(d).into()),
@@ -241,12 +239,15 @@ impl Run<'_> {
     fn dtype(&self) -> Option<Dtype> {
         let a = &self.job.model.architecture;
         // A weight that is stored less 1 is no power of two times what it was.
-        let plain = a.blocks.iter().flat_map(|b| [&b.around_attention.before, &b.around_mlp.before]).flatten();
+        let plain =
+            a.blocks.iter().flat_map(|b| [&b.around_attention.before, &b.around_mlp.before]).flatten();
         let plain = plain.into_iter().all(|n| !matches!(n.kind, NormKind::Rms { offset } if offset != 0.0));
         // Half precision has few exponents to spare.
         let wide = self.job.model.checkpoint.infos().all(|info| info.dtype != Dtype::F16);
         match self.job.stored_as {
-            StoredAs::Auto if plain && wide && self.job.transforms.iter().all(Transform::is_exact) => None,
+            StoredAs::Auto if plain && wide && self.job.recipe.transforms.iter().all(Transform::is_exact) => {
+                None
+            }
             StoredAs::Auto => Some(Dtype::F32),
             StoredAs::Same => None,
             StoredAs::All(dtype) => Some(dtype),
@@ -254,12 +255,16 @@ impl Run<'_> {
     }
 }
 
-/// The changed tensors of a block, in f32 and in the order in which the checkpoint stores them.
-pub(crate) fn tensors_of(block: &Block, changed: &BTreeSet<String>) -> Vec<(TensorSpec, Vec<u8>)> {
+/// The changed tensors of a block under the names of the checkpoint, in f32 and in the order in which it stores them.
+pub(crate) fn tensors_of(
+    model: &Model,
+    block: &Block,
+    changed: &BTreeSet<String>,
+) -> Vec<(TensorSpec, Vec<u8>)> {
     let stored = |name: &String| {
-        let values = block.stored(name)?;
-        let shape = block.shape_of(name)?;
-        Some((TensorSpec::new(name.clone(), Dtype::F32, shape), RawTensor::F32(values).into_bytes()))
+        let (values, shape) = (block.stored(name)?, block.shape_of(name)?);
+        let spec = TensorSpec::new(model.stored_name(name), Dtype::F32, shape);
+        Some((spec, RawTensor::F32(values).into_bytes()))
     };
     changed.iter().filter_map(stored).collect()
 }
@@ -335,7 +340,9 @@ mod tests {
     #[test]
     fn types_are_converted_and_losses_refused() {
         let bytes = |values: &[f32]| RawTensor::F32(values.to_vec()).into_bytes();
-        let to = |values: &[f32], dtype, exact| converted("w", &bytes(values), Dtype::F32, dtype, exact).map(|b| b.into_owned());
+        let to = |values: &[f32], dtype, exact| {
+            converted("w", &bytes(values), Dtype::F32, dtype, exact).map(|b| b.into_owned())
+        };
         let narrow = to(&[1.5, -0.25], Dtype::BF16, true).unwrap();
         assert_eq!(converted("w", &narrow, Dtype::BF16, Dtype::F32, true).unwrap(), bytes(&[1.5, -0.25]));
         assert!(to(&[1.0 + 1e-5], Dtype::BF16, false).is_ok());

@@ -19,10 +19,7 @@ pub(super) fn choose(trial: &Trial, alpha: Option<f32>) -> Result<Change, Quanti
 }
 
 /// The candidate of least error; the first of equals. Doing nothing is one too.
-pub(super) fn best(
-    trial: &Trial,
-    candidates: impl Iterator<Item = Change>,
-) -> Result<Change, QuantizeError> {
+pub(super) fn best(trial: &Trial, candidates: impl Iterator<Item = Change>) -> Result<Change, QuantizeError> {
     let none = Change::none(trial.joint.channels);
     let mut best = (trial.error(&none)?, none);
     for candidate in candidates {

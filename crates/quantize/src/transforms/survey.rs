@@ -8,7 +8,7 @@ use halfbyte_tensor::{Layout, Matrix};
 
 /// Rows of the sample: enough sequences for the outputs of attention, and few enough to compute them for a hundred
 /// candidates.
-const SAMPLE: usize = 1024;
+pub(crate) const SAMPLE: usize = 1024;
 
 /// The activations at one tap: statistics of all rows, and a sample of whole sequences.
 #[derive(Debug)]

@@ -128,7 +128,8 @@ mod tests {
         for (name, _) in TRANSFORMS {
             assert_eq!(name.parse::<Transform>().unwrap().to_string(), name);
         }
-        for text in ["smooth-quant:alpha=search:taps=all", "os-plus:steps=20:shift=false", "pow2:taps=norms"] {
+        for text in ["smooth-quant:alpha=search:taps=all", "os-plus:steps=20:shift=false", "pow2:taps=norms"]
+        {
             assert_eq!(text.parse::<Transform>().unwrap().to_string(), text);
         }
     }

@@ -49,17 +49,8 @@ impl<'a> Trial<'a> {
             TapKind::MlpInput => block.spec.mlp != Mlp::Plain,
             _ => false,
         } && measured == Measured::Function;
-        let mut trial = Self {
-            survey,
-            joint,
-            assumed,
-            weights,
-            block,
-            tap,
-            rotary,
-            function,
-            wanted: Vec::new(),
-        };
+        let mut trial =
+            Self { survey, joint, assumed, weights, block, tap, rotary, function, wanted: Vec::new() };
         trial.wanted = trial.outputs(&survey.sample, &block.linears[tap]);
         Ok(trial)
     }
