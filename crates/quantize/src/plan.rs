@@ -11,7 +11,7 @@ use crate::methods::block_scale::is_block;
 use crate::output::untied_tensors;
 use crate::recipe::{First, Method, Recipe, Search};
 use crate::search::{ShiftRule, steps_per_channel};
-use crate::transforms::SAMPLE;
+use crate::transforms::{self, SAMPLE};
 use halfbyte_checkpoint::{CheckpointError, LayerScheme};
 use halfbyte_formats::{Element, Scheme, kernel, pack};
 use halfbyte_model::{Architecture, BlockSpec, Input, Model, Site, Tap};
@@ -276,6 +276,7 @@ pub fn plan(model: &Model, recipe: &Recipe, options: PlanOptions) -> Result<Plan
 fn check_shapes(model: &Model, recipe: &Recipe) -> Result<(), QuantizeError> {
     let a = &model.architecture;
     check_bound(a, recipe)?;
+    transforms::check_shapes(a, recipe)?;
     for site in a.sites().filter(|s| !recipe.keeps(s)) {
         let layers = recipe.layer_scheme(&site.name).into_iter();
         let choices = if recipe.alternatives.is_empty() { Vec::new() } else { recipe.choices() };

@@ -4,6 +4,7 @@ use super::calibration;
 use super::plan::{open_original, source_line};
 use super::quantize::Lock;
 use crate::cli::TransformArgs;
+use crate::fail::Failure;
 use crate::output::{self, Table, bytes, duration};
 use crate::progress::Bar;
 use crate::system;
@@ -36,6 +37,13 @@ pub(crate) fn run(args: &TransformArgs) -> anyhow::Result<()> {
             writeln!(text, "               ({note})")?;
         }
         output::print(&text)?;
+    }
+    if args.calibration.memory_limit.is_some() {
+        return Err(Failure::new(
+            "--memory-limit is for quantize and plan; a transform takes memory for one block",
+        )
+        .hint("--activation-memory says when activations go to files")
+        .into());
     }
     let lock = Lock::take(&args.out)?;
     let mut bar = Bar::new("layers");

@@ -62,18 +62,19 @@ impl Joint {
     /// Where factors of tap `tap` can go; else why they cannot, for people.
     pub(crate) fn of(spec: &BlockSpec, tap: usize) -> Result<Self, String> {
         let readers = &spec.taps[tap].sites;
-        let unbiased = readers.iter().find(|s| s.bias.is_none()).map(|s| format!("{} has no bias", s.name));
+        let unbiased =
+            readers.iter().find(|s| s.bias.is_none()).map(|s| format!("{} has no bias", last(&s.name)));
         let channels = spec.taps[tap].channels();
         let same = |into: String, maker, no_shift| Self { into, channels, of: None, no_shift, maker };
         match spec.producer(tap) {
             Producer::Norm(name) => {
                 let around = spec.around(tap).before.as_ref();
                 let rms = around.is_some_and(|n| matches!(n.kind, NormKind::Rms { .. }));
-                let no_bias = rms.then(|| format!("{name} has no bias"));
+                let no_bias = rms.then(|| format!("{} has no bias", last(&name)));
                 Ok(same(name, Maker::Norm, no_bias.or(unbiased)))
             }
             Producer::Residual(norm) => {
-                let norm = norm.unwrap_or_else(|| "the norm before".into());
+                let norm = norm.as_deref().map_or("the norm before", last);
                 Err(format!("{norm} also feeds the residual stream, where nothing could undo it"))
             }
             Producer::Values => Ok(values(spec, unbiased)),
@@ -191,7 +192,7 @@ fn values(spec: &BlockSpec, unbiased: Option<String>) -> Joint {
     };
     let tap = position(spec, TapKind::AttentionInput).unwrap_or(0);
     let maker = &spec.taps[tap].sites[site];
-    let no_shift = maker.bias.is_none().then(|| format!("{} has no bias", maker.name)).or(unbiased);
+    let no_shift = maker.bias.is_none().then(|| format!("{} has no bias", last(&maker.name))).or(unbiased);
     let shared = heads / kv_heads.max(1);
     let source = |c: usize| c / dim / shared.max(1) * dim + c % dim;
     Joint {
@@ -201,6 +202,11 @@ fn values(spec: &BlockSpec, unbiased: Option<String>) -> Joint {
         no_shift,
         maker: Maker::Rows { tap, site, rows },
     }
+}
+
+/// Last part of a layer's name.
+fn last(name: &str) -> &str {
+    name.rsplit('.').next().unwrap_or(name)
 }
 
 fn position(spec: &BlockSpec, kind: TapKind) -> Option<usize> {

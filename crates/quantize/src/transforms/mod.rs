@@ -26,7 +26,7 @@ use crate::recipe::Recipe;
 use crate::store::Store;
 use crate::stream::Surroundings;
 use fold::{Change, Joint};
-use halfbyte_model::{Block, Producer, TapKind};
+use halfbyte_model::{Architecture, Block, BlockSpec, Producer, Tap, TapKind};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 pub(crate) use survey::SAMPLE;
@@ -115,7 +115,7 @@ pub(crate) fn transform_block(
         let surveys = survey(block, hidden, around)?;
         let assumed = transform.assumed(&Assumed::of(recipe));
         for (tap, survey) in surveys.iter().enumerate() {
-            if !transform.wants(block, tap) {
+            if !transform.wants(&block.spec, tap, recipe) {
                 continue;
             }
             let layers = block.spec.taps[tap].sites.iter().map(|s| s.name.clone()).collect();
@@ -132,7 +132,7 @@ pub(crate) fn transform_block(
                 Err(reason) => note.skipped = Some(reason),
                 Ok(joint) => {
                     let measured = transform.measured();
-                    let trial = Trial::new(block, tap, survey, &joint, &assumed, around.rotary, measured)?;
+                    let trial = Trial::new(block, tap, survey, &joint, &assumed, around.rotary, measured);
                     let change = transform.choose(&trial)?;
                     let signal = trial.signal().max(f64::MIN_POSITIVE);
                     let none = Change::none(joint.channels);
@@ -146,6 +146,22 @@ pub(crate) fn transform_block(
         }
     }
     Ok(done)
+}
+
+/// Checks from shapes alone that the layers fit the quantization that a recipe's transforms assume.
+///
+/// # Errors
+/// [`QuantizeError::Format`], naming the layer.
+pub(crate) fn check_shapes(architecture: &Architecture, recipe: &Recipe) -> Result<(), QuantizeError> {
+    for (transform, spec) in
+        recipe.transforms.iter().flat_map(|t| architecture.blocks.iter().map(move |b| (t, b)))
+    {
+        let assumed = transform.assumed(&Assumed::of(recipe));
+        for tap in (0..spec.taps.len()).filter(|&tap| transform.wants(spec, tap, recipe)) {
+            spec.taps[tap].sites.iter().try_for_each(|site| assumed.check(site))?;
+        }
+    }
+    Ok(())
 }
 
 impl Note {
@@ -166,12 +182,12 @@ impl Note {
 }
 
 impl Transform {
-    /// Whether it looks at the activations at this tap at all.
-    fn wants(&self, block: &Block, tap: usize) -> bool {
-        let producer = block.spec.producer(tap);
-        let kind = block.spec.taps[tap].kind;
-        let at_norm = matches!(producer, Producer::Norm(_) | Producer::Residual(_));
-        kind != TapKind::Head && (self.taps == Taps::All || at_norm)
+    /// Whether it looks at the activations at this tap at all: not where nothing reads them that is to be quantized.
+    fn wants(&self, spec: &BlockSpec, tap: usize, recipe: &Recipe) -> bool {
+        let Tap { kind, sites } = &spec.taps[tap];
+        let at_norm = matches!(spec.producer(tap), Producer::Norm(_) | Producer::Residual(_));
+        let quantized = sites.iter().any(|s| !recipe.keeps(s));
+        *kind != TapKind::Head && quantized && (self.taps == Taps::All || at_norm)
     }
 
     /// What errors are measured for it.

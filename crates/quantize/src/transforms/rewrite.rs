@@ -1,6 +1,6 @@
 //! A whole run: from a checkpoint to one that computes the same and is easier to quantize.
 
-use super::{Note, Transform, transform_block};
+use super::{Note, Transform, check_shapes, transform_block};
 use crate::inputs::Packs;
 use crate::job::{Progress, check_finite, id_of, partial_dir, place};
 use crate::journal::{Journal, RunId, make_dir};
@@ -95,6 +95,7 @@ pub fn transform_checkpoint(
             ))),
         };
     }
+    check_shapes(&job.model.architecture, job.recipe)?;
     let packs = Packs::new(&job.model.architecture, job.inputs)?;
     let journal = Journal::open(partial_dir(job.out)?, &id)?;
     let place = place(&job.model.architecture, &packs, job.out, job.activation_memory);
