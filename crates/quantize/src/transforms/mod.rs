@@ -1,5 +1,5 @@
 //! Transforms: exact rewrites of the full-precision network that make it easier to quantize. Each moves factors of channels
-//! from the inputs of linear layers into what makes them, where that is possible (see [`fold`]).
+//! from the inputs of linear layers into what makes them, where that is possible.
 //!
 //! A run goes block by block: the taps of a block are surveyed on the calibration inputs, each transform chooses its factors
 //! tap by tap, and they are folded into the block's weights. What comes after (the next transform, the next block, a method)
