@@ -2,11 +2,13 @@
 
 use clap::builder::PossibleValuesParser;
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
+use halfbyte_checkpoint::Dtype;
 use halfbyte_data::Glue;
 use halfbyte_export::{Rest, Target};
 use halfbyte_formats::{FormatError, Scheme};
 use halfbyte_model::SHAPES;
-use halfbyte_quantize::{Calibration, Products, Scales, Search};
+use halfbyte_quantize::transforms::StoredAs;
+use halfbyte_quantize::{Calibration, Products, Scales, Search, Transform};
 use std::path::PathBuf;
 
 const OVERVIEW: &str = "\
@@ -21,6 +23,8 @@ Examples:
       Measure the result, or the original model.
   halfbyte compare models/SmolLM2 SmolLM2-fp4 --perplexity test.txt --max-kld 0.1
       The original beside quantized folders; the exit code says whether a limit was kept.
+  halfbyte transform models/SmolLM2 --with smooth-quant --calibration text.txt --out SmolLM2-smooth
+      The same network, in full precision, made easier to quantize by this or any other tool.
   halfbyte report SmolLM2-fp4 --evaluation eval.json
       A page of what was chosen, what it cost and what was measured.
 
@@ -49,6 +53,7 @@ pub(crate) enum Command {
     Compare(CompareArgs),
     Ablate(AblateArgs),
     Export(ExportArgs),
+    Transform(TransformArgs),
     Inspect(InspectArgs),
     Report(ReportArgs),
     Recipes(RecipesArgs),
@@ -372,6 +377,80 @@ pub(crate) struct ExportArgs {
     pub(crate) rest: Option<RestChoice>,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
+}
+
+const TRANSFORM: &str = "\
+Examples:
+  halfbyte transform models/opt-125m --with os-plus --for minmax-int-w6a6 --calibration text.txt --out opt-os
+  halfbyte transform models/SmolLM2 --with smooth-quant:alpha=search --calibration text.txt --out SmolLM2-smooth
+  halfbyte transform models/SmolLM2 --with pow2 --for mxfp4-w4a4 --calibration text.txt --out SmolLM2-pow2
+  halfbyte transform models/SmolLM2 --with os-plus:taps=all,pow2 --for nvfp4-w4a4 --calibration text.txt --out both
+
+The output is an ordinary Hugging Face folder that computes what MODEL does (to rounding), for any tool that quantizes; it \
+holds a report in halfbyte_transform.json. To quantize with halfbyte, `transforms = [\"os-plus\"]` in a recipe does the same \
+on the way.
+
+Transforms, done in the order given:
+  smooth-quant  max|X|^alpha / max|W|^(1-alpha), arXiv 2211.10438; alpha=0..1 (default 0.5), or alpha=search: by the error of
+                the quantized layers' outputs
+  os-plus       Outlier Suppression+, arXiv 2304.09145: channels centred where there are biases, one threshold searched by the
+                error of attention's output or the gated product; steps=N (default 100), shift=false
+  awq           mean|X|^beta, arXiv 2306.00978, beta searched by the error under quantized weights alone
+  pow2          powers of two, searched by the error of the blocks of NVFP4 or MXFP4: exact in every type
+Each takes taps=norms (what norms feed; default of the first two) or taps=all (also values and the layers before gates and \
+ReLUs). docs/transforms.md says where each family of models has room for them.
+
+Killed at any moment, the same command goes on where it was.";
+
+/// Write an equal full-precision checkpoint that is easier to quantize: channel scales and shifts folded into norms and layers.
+#[derive(Debug, Args)]
+#[command(after_help = TRANSFORM)]
+pub(crate) struct TransformArgs {
+    /// Folder of a Hugging Face model in full precision.
+    pub(crate) model: PathBuf,
+    /// Transforms, separated by commas, each with settings after colons.
+    #[arg(long, value_delimiter = ',', value_name = "TRANSFORMS", required = true)]
+    pub(crate) with: Vec<Transform>,
+    /// The recipe (built-in or a TOML file) whose quantization is to be made easier: searches measure its error.
+    #[arg(long = "for", value_name = "NAME|FILE", default_value = "int8-w8a8")]
+    pub(crate) recipe: String,
+    /// Folder to write; it must not exist yet, unless this very run made it.
+    #[arg(long)]
+    pub(crate) out: PathBuf,
+    /// Type of the tensors [default: that of MODEL where powers of two are all that is folded, else f32, since bf16 would round
+    /// the new weights].
+    #[arg(long)]
+    pub(crate) dtype: Option<DtypeChoice>,
+    #[command(flatten)]
+    pub(crate) calibration: CalibrationArgs,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+    #[command(flatten)]
+    pub(crate) machine: MachineArgs,
+}
+
+/// Types of a checkpoint's tensors.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum DtypeChoice {
+    /// That of the original, tensor by tensor.
+    Same,
+    /// Single precision.
+    F32,
+    /// Brain float.
+    Bf16,
+    /// Half precision.
+    F16,
+}
+
+impl From<DtypeChoice> for StoredAs {
+    fn from(choice: DtypeChoice) -> Self {
+        match choice {
+            DtypeChoice::Same => Self::Same,
+            DtypeChoice::F32 => Self::All(Dtype::F32),
+            DtypeChoice::Bf16 => Self::All(Dtype::BF16),
+            DtypeChoice::F16 => Self::All(Dtype::F16),
+        }
+    }
 }
 
 const INSPECT: &str = "\

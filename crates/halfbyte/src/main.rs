@@ -38,6 +38,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Compare(args) => commands::compare::run(args),
         Command::Ablate(args) => commands::ablate::run(args),
         Command::Export(args) => commands::export::run(args),
+        Command::Transform(args) => commands::transform::run(args),
         Command::Inspect(args) => commands::inspect::run(args),
         Command::Report(args) => commands::report::run(args),
         Command::Recipes(args) => commands::recipes::run(args),

@@ -8,6 +8,7 @@
 pub mod architectures;
 mod block;
 mod config;
+mod edit;
 mod error;
 mod head;
 mod input;
@@ -27,6 +28,7 @@ pub use head::Head;
 pub use input::Input;
 pub use linear::{Linear, Weight};
 pub use model::Model;
+pub use norm::Norm;
 pub use rope::Rope;
 pub use spec::{
     Activation, Architecture, BlockSpec, Extra, HeadLayer, HeadSpec, ImageStem, Mlp, NormKind, NormSpec,

@@ -123,8 +123,9 @@ impl Model {
         Ok(())
     }
 
-    /// Older BERT checkpoints call a norm's weight and bias gamma and beta.
-    fn stored_name<'a>(&self, tensor: &'a str) -> std::borrow::Cow<'a, str> {
+    /// The name under which the checkpoint has a tensor of the architecture: older BERT checkpoints call a norm's weight and
+    /// bias gamma and beta.
+    pub fn stored_name<'a>(&self, tensor: &'a str) -> std::borrow::Cow<'a, str> {
         if !self.checkpoint.contains(tensor) {
             for (new, old) in [("weight", "gamma"), ("bias", "beta")] {
                 let old = tensor.strip_suffix(new).map(|base| format!("{base}{old}"));
@@ -340,7 +341,7 @@ fn absent_prefix(architecture: &Architecture, checkpoint: &Checkpoint) -> Option
 }
 
 /// `[columns, rows]` from `[rows, columns]`, given the number of columns.
-fn transposed<T: Copy>(values: &[T], columns: usize) -> Vec<T> {
+pub(crate) fn transposed<T: Copy>(values: &[T], columns: usize) -> Vec<T> {
     let rows = values.len() / columns.max(1);
     // Tiles that stay in the cache.
     const TILE: usize = 32;

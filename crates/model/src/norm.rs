@@ -5,10 +5,12 @@ use halfbyte_tensor::{Matrix, layer_norm, rms_norm};
 
 /// A norm with its weights.
 #[derive(Debug)]
-pub(crate) struct Norm {
+pub struct Norm {
     spec: NormSpec,
-    weight: Vec<f32>,
-    bias: Vec<f32>,
+    /// The factor on each channel; what the checkpoint stores lacks an offset in some families.
+    pub weight: Vec<f32>,
+    /// What is added to each channel; empty for RMSNorm.
+    pub bias: Vec<f32>,
 }
 
 impl Norm {
@@ -20,6 +22,19 @@ impl Norm {
             weight.iter_mut().for_each(|w| *w += offset);
         }
         Self { spec: spec.clone(), weight, bias }
+    }
+
+    /// Its description.
+    pub fn spec(&self) -> &NormSpec {
+        &self.spec
+    }
+
+    /// The weight as the checkpoint stores it.
+    pub(crate) fn stored_weight(&self) -> Vec<f32> {
+        match self.spec.kind {
+            NormKind::Rms { offset } => self.weight.iter().map(|w| w - offset).collect(),
+            NormKind::Layer => self.weight.clone(),
+        }
     }
 
     /// The norm of every piece of `x` that is as long as the weight: rows, or the heads of a row.

@@ -11,13 +11,14 @@ use crate::recipe::{Calibration, Recipe};
 use crate::report::{AttentionReport, LayerReport, Report};
 use crate::store::{Place, Store};
 use crate::stream::{QuantizedSite, Surroundings, embed, quantize_block, quantize_head};
+use crate::transforms::{Note, tensors_of, transform_block};
 use crate::{QuantizeError, quantize_embedding, weights_only};
 use halfbyte_checkpoint::{AttentionScheme, LayerScheme, StoredLayer, TensorSpec};
 use halfbyte_formats::kernel;
-use halfbyte_model::{Architecture, BlockSpec, Input, Model, Site, Weight};
+use halfbyte_model::{Architecture, Block, BlockSpec, Input, Model, Site, Weight};
 use halfbyte_tensor::{mix, sum_of_squares};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -118,7 +119,8 @@ pub fn quantize(job: &Job, progress: &mut dyn Progress) -> Result<Outcome, Quant
     }
     let packs = Packs::new(&job.model.architecture, job.inputs)?;
     let journal = Journal::open(partial, &id)?;
-    Run { job, journal, place: place(job, &packs), packs }.run(&id, progress)
+    let place = place(&job.model.architecture, job.recipe, &packs, job.out, job.activation_memory);
+    Run { job, journal, place, packs }.run(&id, progress)
 }
 
 /// Where the working folder of an output folder is: beside it, so that the last step is a rename.
@@ -151,12 +153,20 @@ fn finished_output(out: &Path, id: &RunId) -> Result<Option<Report>, QuantizeErr
 
 fn run_id(job: &Job) -> Result<RunId, QuantizeError> {
     let recipe = serde_json::to_vec(job.recipe).map_err(|e| QuantizeError::Output(e.to_string()))?;
+    id_of(job.model, &recipe, job.inputs)
+}
+
+/// What tells a run from others: the model, what is done as bytes, the calibration inputs.
+///
+/// # Errors
+/// When the model's files cannot be read.
+pub(crate) fn id_of(model: &Model, what: &[u8], inputs: &[Input]) -> Result<RunId, QuantizeError> {
     let mut hasher = blake3::Hasher::new();
-    job.inputs.iter().for_each(|input| add(input, &mut hasher));
+    inputs.iter().for_each(|input| add(input, &mut hasher));
     Ok(RunId {
         halfbyte: env!("CARGO_PKG_VERSION").into(),
-        model: blake3::hash(&job.model.checkpoint.identity()?).to_hex().to_string(),
-        recipe: blake3::hash(&recipe).to_hex().to_string(),
+        model: blake3::hash(&model.checkpoint.identity()?).to_hex().to_string(),
+        recipe: blake3::hash(what).to_hex().to_string(),
         calibration: hasher.finalize().to_hex().to_string(),
     })
 }
@@ -195,19 +205,27 @@ pub(crate) fn operand_channels(block: &BlockSpec) -> usize {
 }
 
 /// Memory where the activations at the widest place fit, else the working folder.
-fn place(job: &Job, packs: &Packs) -> Place {
-    let bytes = activation_bytes(&job.model.architecture, job.recipe, packs.rows().iter().sum());
-    match partial_dir(job.out) {
-        Ok(dir) if bytes > job.activation_memory => Place::Folder(dir),
+pub(crate) fn place(
+    architecture: &Architecture,
+    recipe: &Recipe,
+    packs: &Packs,
+    out: &Path,
+    activation_memory: u64,
+) -> Place {
+    let bytes = activation_bytes(architecture, recipe, packs.rows().iter().sum());
+    match partial_dir(out) {
+        Ok(dir) if bytes > activation_memory => Place::Folder(dir),
         _ => Place::Memory,
     }
 }
 
-/// What the journal says of a part beside its tensors.
+/// What a part of the journal says beside its tensors.
 #[derive(Serialize, Deserialize)]
-struct Note {
+struct PartNote {
     layers: Vec<(LayerReport, LayerScheme)>,
     attention: Option<(AttentionReport, AttentionScheme)>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    transforms: Vec<Note>,
 }
 
 struct Run<'a> {
@@ -239,7 +257,12 @@ impl Run<'_> {
             let rotary = architecture.rotary(self.packs.longest());
             let around = Surroundings { rotary: &rotary, layouts: &self.packs.layouts, place: &self.place };
             for b in finished.saturating_sub(1)..blocks {
-                let block = timed(Phase::Read, || self.job.model.block(b))?;
+                let mut block = timed(Phase::Read, || self.job.model.block(b))?;
+                let stopped = || if progress.stopped() { Err(QuantizeError::Stopped(b)) } else { Ok(()) };
+                let transformed = timed(Phase::Search, || {
+                    transform_block(&mut block, &hidden, self.job.recipe, &around, &mut || stopped())
+                })?;
+                let kept = self.kept_tensors(&block, &transformed.changed);
                 let mut on_tap = |layers| {
                     progress.advance(layers);
                     if progress.stopped() { Err(QuantizeError::Stopped(b)) } else { Ok(()) }
@@ -248,7 +271,7 @@ impl Run<'_> {
                 hidden = done.hidden;
                 check_finite(&hidden, b)?;
                 timed(Phase::Write, || {
-                    self.write(b + 1, &done.sites, done.attention.as_ref())?;
+                    self.write(b + 1, &done.sites, done.attention.as_ref(), kept, transformed.notes)?;
                     self.journal.write_state(b + 2, &hidden)
                 })?;
             }
@@ -259,7 +282,7 @@ impl Run<'_> {
                 true => Vec::new(),
                 false => quantize_head(self.job.model.head()?, hidden, self.job.recipe, &around)?,
             };
-            self.write(blocks + 1, &sites, None)?;
+            self.write(blocks + 1, &sites, None, Vec::new(), Vec::new())?;
             progress.advance(behind);
         }
         let report = timed(Phase::Write, || self.assemble(id))?;
@@ -293,9 +316,18 @@ impl Run<'_> {
             }
         }
         let hidden = embed(&stem, self.job.inputs, &self.packs, model.architecture.hidden, &self.place)?;
-        self.write(0, &sites, None)?;
+        self.write(0, &sites, None, Vec::new(), Vec::new())?;
         self.journal.write_state(1, &hidden)?;
         Ok(hidden)
+    }
+
+    /// The tensors that transforms changed and that are not quantized.
+    fn kept_tensors(&self, block: &Block, changed: &BTreeSet<String>) -> Vec<(TensorSpec, Vec<u8>)> {
+        let recipe = self.job.recipe;
+        let coded = |site: &Site| recipe.weight_bits < 16 && !recipe.keeps(site);
+        let sites = block.spec.taps.iter().flat_map(|t| &t.sites);
+        let coded: BTreeSet<String> = sites.filter(|s| coded(s)).map(Site::weight).collect();
+        tensors_of(self.job.model, block, &changed.difference(&coded).cloned().collect())
     }
 
     fn write(
@@ -303,6 +335,8 @@ impl Run<'_> {
         part: usize,
         sites: &[QuantizedSite],
         attention: Option<&QuantizedAttention>,
+        kept: Vec<(TensorSpec, Vec<u8>)>,
+        transforms: Vec<Note>,
     ) -> Result<(), QuantizeError> {
         let mut tensors: Vec<_> = sites.iter().flat_map(|s| s.stored.tensors(&s.name)).collect();
         if let Some(a) = attention {
@@ -310,9 +344,10 @@ impl Run<'_> {
             let widths = self.job.model.architecture.blocks[part - 1].attention_widths();
             tensors.extend(a.stored.tensors(&a.name, widths));
         }
+        tensors.extend(kept);
         let layers = sites.iter().map(|s| (LayerReport::new(s, self.shape(&s.name)), s.stored.scheme()));
         let attention = attention.map(|a| (AttentionReport::new(a), a.stored.scheme()));
-        let note = Note { layers: layers.collect(), attention };
+        let note = PartNote { layers: layers.collect(), attention, transforms };
         let note = serde_json::to_string(&note).map_err(|e| QuantizeError::Output(e.to_string()))?;
         self.journal.write_block(part, &tensors, note)
     }
@@ -328,13 +363,14 @@ impl Run<'_> {
         let parts = (0..self.job.model.architecture.blocks.len() + 2)
             .map(|p| self.journal.read_block(p))
             .collect::<Result<Vec<_>, _>>()?;
-        let (mut layers, mut schemes) = (Vec::new(), BTreeMap::new());
+        let (mut layers, mut schemes, mut transforms) = (Vec::new(), BTreeMap::new(), Vec::new());
         let (mut attention, mut attention_schemes) = (Vec::new(), BTreeMap::new());
         for part in &parts {
             let note = part.metadata().get("note").map_or("{}", String::as_str);
-            let note: Note = serde_json::from_str(note).map_err(|e| {
+            let note: PartNote = serde_json::from_str(note).map_err(|e| {
                 QuantizeError::Output(format!("{}: {e}; delete the folder", part.path().display()))
             })?;
+            transforms.extend(note.transforms);
             for (layer, scheme) in note.layers {
                 schemes.insert(layer.name.clone(), scheme);
                 layers.push(layer);
@@ -354,12 +390,12 @@ impl Run<'_> {
             }
         }
         output.copy_rest(|_| Ok(()))?;
-        output.finish(id, layers, attention)
+        output.finish(id, layers, attention, transforms)
     }
 }
 
 /// Hidden states that are no numbers would make every later choice meaningless.
-fn check_finite(hidden: &Store, block: usize) -> Result<(), QuantizeError> {
+pub(crate) fn check_finite(hidden: &Store, block: usize) -> Result<(), QuantizeError> {
     for i in 0..hidden.windows() {
         if kernel::check_finite(&hidden.get(i)?.data).is_err() {
             return Err(QuantizeError::NonFinite(format!(

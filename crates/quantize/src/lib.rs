@@ -19,12 +19,14 @@ pub mod search;
 mod store;
 mod stream;
 mod tap;
+pub mod transforms;
 mod weights_only;
 
 pub use clock::{Phase, phase_seconds};
 pub use embedding::quantize_embedding;
 pub use error::QuantizeError;
 pub use job::{Job, Outcome, Pages, Progress, activation_bytes, calibration_windows, partial_dir, quantize};
+pub use journal::RunId;
 pub use methods::attention::QuantizedAttention;
 pub use plan::{Memory, Plan, PlanOptions, PlannedSite, Speed, Work, plan};
 pub use profile::{BINS_PER_UNIT, HISTOGRAM_BINS, Profile, code_counts, weight_histogram};
@@ -34,3 +36,4 @@ pub use report::{AttentionReport, InputReport, LayerReport, ModelReport, Report,
 pub use store::{Place, Store};
 pub use stream::{QuantizedBlock, QuantizedSite, Surroundings, quantize_block};
 pub use tap::{Moments, Sample, TapInputs};
+pub use transforms::Transform;

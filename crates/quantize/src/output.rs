@@ -4,13 +4,14 @@ use crate::QuantizeError;
 use crate::job::Job;
 use crate::journal::{RunId, make_dir};
 use crate::report::{AttentionReport, LayerReport, ModelReport, Report};
+use crate::transforms::Note;
 use halfbyte_checkpoint::{
     AttentionScheme, COMPANIONS, CheckpointWriter, LayerScheme, Manifest, SHARD_BYTES, TensorSpec,
     copy_atomic, write_atomic,
 };
 use halfbyte_model::architectures::describe;
 use halfbyte_model::{Model, Site};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -29,7 +30,8 @@ pub(crate) struct Output<'a> {
 }
 
 impl<'a> Output<'a> {
-    /// Begins an output whose quantized layers and attentions have these schemes and tensors.
+    /// Begins an output whose quantized layers and attentions have these schemes; `specs` are their tensors and all others
+    /// that are new.
     ///
     /// # Errors
     /// When a tensor of the source is missing or the folder cannot be written.
@@ -43,6 +45,7 @@ impl<'a> Output<'a> {
         // Everything that is not replaced by codes is copied as it is. A tied output layer that no longer shares the
         // embedding's storage gets a tensor of its own.
         let (a, source) = (&job.model.architecture, &job.model.checkpoint);
+        let new: BTreeSet<String> = specs.iter().map(|s| s.name.clone()).collect();
         let coded = |tensor: &str| {
             tensor.strip_suffix(".weight").and_then(|n| schemes.get(n)).is_some_and(|s| s.weight.is_some())
         };
@@ -50,7 +53,7 @@ impl<'a> Output<'a> {
         let tied = a.head.output().filter(|_| a.head.tied);
         let mut copies: Vec<(String, String)> = source
             .names()
-            .filter(|n| !coded(n) && tied.is_none_or(|head| *n != head.weight()))
+            .filter(|n| !coded(n) && !new.contains(*n) && tied.is_none_or(|head| *n != head.weight()))
             .map(|n| (n.to_string(), n.to_string()))
             .collect();
         let untied = tied.filter(|head| coded(&embedding) || schemes.contains_key(&head.name));
@@ -110,6 +113,7 @@ impl<'a> Output<'a> {
         id: &RunId,
         layers: Vec<LayerReport>,
         attention: Vec<AttentionReport>,
+        transforms: Vec<Note>,
     ) -> Result<Report, QuantizeError> {
         let source = &self.job.model.checkpoint;
         self.writer.finish()?;
@@ -117,6 +121,7 @@ impl<'a> Output<'a> {
         let rows = |input| self.job.model.architecture.rows(input);
         let calibration = (self.job.inputs.len(), self.job.inputs.iter().map(rows).sum());
         let report = Report::new(model, self.job.recipe, calibration, self.bytes, layers, attention);
+        let report = Report { transforms, ..report };
         let output = self.working.join("output");
         let mut config = source.config().clone();
         if let Some(config) = config.as_object_mut() {

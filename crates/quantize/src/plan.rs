@@ -11,9 +11,10 @@ use crate::methods::block_scale::is_block;
 use crate::output::untied_tensors;
 use crate::recipe::{First, Method, Recipe, Search};
 use crate::search::{HISTOGRAM_BYTES, ShiftRule, steps_per_channel};
+use crate::transforms::{self, SAMPLE};
 use halfbyte_checkpoint::{AttentionScheme, CheckpointError, LayerScheme};
 use halfbyte_formats::{Element, Scheme, kernel, pack};
-use halfbyte_model::{Architecture, BlockSpec, Input, Model, Site, StemSpec};
+use halfbyte_model::{Architecture, BlockSpec, Input, Model, Site, StemSpec, Tap};
 use halfbyte_tensor::{Matrix, Rows, product};
 use std::time::Instant;
 
@@ -47,6 +48,9 @@ mod cost {
     pub(super) const WEIGHT_COPIES: u64 = 2;
     /// Roundings of a weight in a run without calibration: reading, codes tried, encoding.
     pub(super) const CODES_TRIED: f64 = 16.0;
+    /// Copies of a tap's weights, and of the sample's inputs and outputs, while a transform tries a change.
+    pub(super) const TRIED_WEIGHTS: u64 = 2;
+    pub(super) const TRIED_ACTIVATIONS: u64 = 3;
     /// Windows of activations in memory when they are kept in files.
     pub(super) const SPILL_WINDOWS: u64 = 2;
     /// Share of the measured speed of a large product that the products of a run reach.
@@ -291,6 +295,7 @@ fn check_shapes(model: &Model, recipe: &Recipe) -> Result<(), QuantizeError> {
             checked.map_err(|message| QuantizeError::Recipe { field: "kv_scheme".into(), message })?;
         }
     }
+    transforms::check_shapes(a, recipe)?;
     for site in a.sites().filter(|s| !recipe.keeps(s)) {
         let layers = recipe.layer_scheme(&site.name).into_iter();
         let choices = if recipe.alternatives.is_empty() { Vec::new() } else { recipe.choices() };
@@ -390,6 +395,9 @@ impl Shape<'_> {
         for (b, block) in a.blocks.iter().enumerate() {
             for tap in 0..block.taps.len() {
                 moments.push(self.tap_memory(b, block, tap)?);
+                if !self.recipe.transforms.is_empty() {
+                    moments.push(self.transform_memory(b, block, tap));
+                }
             }
             if self.recipe.quantizes_attention(block.attention_name()) {
                 moments.push(self.attention_memory(b, block)?);
@@ -462,7 +470,10 @@ impl Shape<'_> {
         let mut stored = 0;
         // The block's weights go tap by tap.
         for site in block.taps[tap..].iter().flat_map(|t| &t.sites) {
-            stored += self.stored_weight(site)?;
+            stored += match self.recipe.transforms.is_empty() {
+                true => self.stored_weight(site)?,
+                false => 4 * (site.outputs * site.inputs) as u64,
+            };
         }
         let done: u64 =
             block.taps[..tap].iter().flat_map(|t| &t.sites).map(|s| (s.outputs * s.inputs) as u64).sum();
@@ -502,6 +513,27 @@ impl Shape<'_> {
             ("probabilities", block.attention.heads as u64 * HISTOGRAM_BYTES),
         ];
         Ok(Memory { moment: format!("block {index}, attention"), terms })
+    }
+
+    /// While changes of one tap are tried.
+    fn transform_memory(&self, index: usize, block: &BlockSpec, tap: usize) -> Memory {
+        let elements = |taps: &[Tap]| -> u64 {
+            taps.iter().flat_map(|t| &t.sites).map(|s| (s.outputs * s.inputs) as u64).sum()
+        };
+        let sites = &block.taps[tap].sites;
+        let channels: u64 = block.taps.iter().map(|t| t.channels() as u64).sum();
+        let outputs: u64 = sites.iter().map(|s| s.outputs as u64).sum();
+        let rows = self.tokens().min(SAMPLE as u64 + self.options.pack as u64);
+        let tried = cost::TRIED_WEIGHTS * 4 * elements(&block.taps[tap..=tap])
+            + cost::TRIED_ACTIVATIONS * 4 * rows * (outputs + sites[0].inputs as u64);
+        let terms = vec![
+            ("process", self.process()),
+            ("weights in f32", 4 * elements(&block.taps)),
+            ("activations", self.in_memory(self.architecture().hidden as u64)),
+            ("samples", 4 * rows * channels),
+            ("tried changes", tried),
+        ];
+        Memory { moment: format!("transforms of block {index}, {}", sites[0].kind()), terms }
     }
 
     /// What the layers of one tap need while they are quantized.
@@ -573,6 +605,11 @@ impl Shape<'_> {
         for tap in a.blocks.iter().flat_map(|b| &b.taps) {
             let forward = tap.sites.iter().map(|s| s.outputs * s.inputs).sum::<usize>() as f64;
             work.multiply_adds += forward * self.tokens() as f64;
+            for transform in &self.recipe.transforms {
+                let tried = transform.trials() as f64;
+                work.multiply_adds += forward * (self.tokens() as f64 + tried * SAMPLE as f64);
+                work.roundings += forward * tried;
+            }
             self.search_work(&tap.sites, &mut work);
         }
         for block in a.blocks.iter().filter(|b| self.recipe.quantizes_attention(b.attention_name())) {

@@ -2,6 +2,7 @@
 
 use crate::QuantizeError;
 use crate::search::{Exactness, Grid, GridKind, ShiftRule};
+use crate::transforms::{Assumed, Transform};
 use halfbyte_checkpoint::{AttentionScheme, LayerScheme};
 use halfbyte_formats::{
     BlockQuantizer, Element, Granularity, InputQuantizer, ScaleFormat, ScaleRule, Scheme,
@@ -185,6 +186,10 @@ pub struct Recipe {
     pub schemes: BTreeMap<String, Scheme>,
     /// How the scales of weights are chosen, for `method = "scheme"`.
     pub scales: Scales,
+    /// What is done to the full-precision network first, block by block and in this order, to make it easier to quantize:
+    /// such as `smooth-quant:alpha=0.6` or `os-plus`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub transforms: Vec<Transform>,
     /// Layers left in full precision: `lm_head` (whatever lies behind the last block: the output layer, or pooler and
     /// classifier), `embedding` (the table of tokens or the projection of patches), or parts of names such as `down_proj` or
     /// `layers.0.`.
@@ -249,6 +254,7 @@ impl Default for Recipe {
             max_bits: None,
             schemes: BTreeMap::new(),
             scales: Scales::Absmax,
+            transforms: Vec::new(),
             keep: Vec::new(),
             calibration: Calibration::Sequential,
             coverage: 0.25,
@@ -349,6 +355,7 @@ impl Recipe {
         self.method != Method::Scheme
             || self.scales == Scales::Weighted
             || self.uses_factor()
+            || !self.transforms.is_empty()
             || self.possible().iter().any(|s| s.input.is_some_and(InputQuantizer::has_scale))
             || self.kv_scheme.is_some_and(InputQuantizer::has_scale)
     }
@@ -614,6 +621,8 @@ impl Recipe {
         if !(0.0..=4.0).contains(&self.coverage) {
             return wrong("coverage", format!("{} is not between 0 and 4", self.coverage));
         }
+        let assumed = Assumed::of(self);
+        self.transforms.iter().try_for_each(|t| t.check(&assumed))?;
         if self.max_shift > 31 {
             return wrong("max_shift", format!("{} is more than 31", self.max_shift));
         }

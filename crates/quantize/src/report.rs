@@ -4,6 +4,7 @@ use crate::methods::attention::QuantizedAttention;
 use crate::profile::code_counts;
 use crate::recipe::Recipe;
 use crate::stream::QuantizedSite;
+use crate::transforms::Note;
 use halfbyte_checkpoint::{StoredAttention, StoredLayer};
 use halfbyte_formats::{Granularity, InputQuantizer, Scheme};
 use halfbyte_model::Model;
@@ -36,6 +37,9 @@ pub struct Report {
     /// Attention's own products where they are quantized, block by block.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub attention: Vec<AttentionReport>,
+    /// What the recipe's transforms did before, block by block.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub transforms: Vec<Note>,
 }
 
 /// The model that was quantized, as its config and headers describe it. Its folder's name is no part of it: a copy elsewhere
@@ -313,6 +317,7 @@ impl Report {
             mean_relative_error: errors.iter().sum::<f64>() / errors.len().max(1) as f64,
             layers,
             attention,
+            transforms: Vec::new(),
         }
     }
 }

@@ -2,59 +2,11 @@
 //! what is kept stays as it was.
 #![allow(clippy::unwrap_used)]
 
-use halfbyte_model::{Architecture, Input, Model, StemSpec};
-use halfbyte_quantize::{Job, Progress, Recipe, quantize};
-use halfbyte_tensor::Matrix;
-use std::path::{Path, PathBuf};
+mod util;
 
-struct Silent;
-
-impl Progress for Silent {
-    fn begin(&mut self, _: usize, _: usize) {}
-    fn advance(&mut self, _: usize) {}
-    fn stopped(&self) -> bool {
-        false
-    }
-}
-
-/// The small random checkpoints of `crates/model/tests/golden`, one folder a family and option.
-fn families() -> Vec<PathBuf> {
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/golden");
-    let mut dirs: Vec<PathBuf> = std::fs::read_dir(golden).unwrap().map(|e| e.unwrap().path()).collect();
-    dirs.retain(|d| d.is_dir());
-    dirs.sort();
-    dirs
-}
-
-fn tokens(count: usize, vocabulary: usize, seed: u32) -> Vec<u32> {
-    let next = |s: &mut u32| {
-        *s = s.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        Some((*s >> 8) % vocabulary as u32)
-    };
-    let mut state = seed;
-    std::iter::from_fn(|| next(&mut state)).take(count).collect()
-}
-
-/// Random inputs of the model's kind: images, or sequences of different lengths.
-fn inputs(architecture: &Architecture, count: usize, seed: u32) -> Vec<Input> {
-    let one = |i: u32| match &architecture.stem {
-        StemSpec::Text(_) => {
-            let rows = architecture.context.min(64 - 7 * (i as usize % 3));
-            Input::Tokens(tokens(rows, architecture.vocabulary(), i))
-        }
-        StemSpec::Image(image) => {
-            let ([height, width], channels) = (image.size, image.channels);
-            let numbers = tokens(channels * height * width, 1000, i);
-            let values = numbers.into_iter().map(|v| v as f32 / 250.0 - 2.0).collect();
-            Input::Pixels { channels, height, width, values }
-        }
-    };
-    (seed..seed + count as u32).map(one).collect()
-}
-
-fn logits(model: &Model, inputs: &[Input]) -> Matrix {
-    model.trace(inputs).unwrap().2
-}
+use halfbyte_model::Model;
+use halfbyte_quantize::{Job, Recipe, quantize};
+use util::{Silent, families, inputs, logits};
 
 fn relative_error(model: &Model, recipe: &Recipe) -> f64 {
     let calibration = inputs(&model.architecture, 12, 0);

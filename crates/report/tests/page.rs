@@ -70,6 +70,7 @@ fn report(blocks: usize) -> Report {
         mean_relative_error: mean,
         layers,
         attention: Vec::new(),
+        transforms: Vec::new(),
     }
 }
 

@@ -14,3 +14,4 @@ pub(crate) mod quantize;
 pub(crate) mod recipes;
 pub(crate) mod report;
 pub(crate) mod synth;
+pub(crate) mod transform;

@@ -168,14 +168,14 @@ fn require_space_for(plan: &Plan, out: &Path) -> anyhow::Result<()> {
 }
 
 /// Keeps two processes from the same working folder. The system lets go of it however the process ends.
-struct Lock {
+pub(super) struct Lock {
     dir: PathBuf,
     path: PathBuf,
     _file: File,
 }
 
 impl Lock {
-    fn take(out: &Path) -> anyhow::Result<Self> {
+    pub(super) fn take(out: &Path) -> anyhow::Result<Self> {
         let dir = partial_dir(out)?;
         let path = dir.join("lock");
         fs::create_dir_all(&dir).with_context(|| format!("cannot make the folder {}", dir.display()))?;

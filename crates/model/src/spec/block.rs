@@ -201,7 +201,7 @@ impl BlockSpec {
         if self.parallel && self.taps.get(tap).is_some_and(waits) { 2 * hidden } else { hidden }
     }
 
-    pub(super) fn tensors(&self, hidden: usize) -> Vec<(String, Vec<usize>)> {
+    pub(crate) fn tensors(&self, hidden: usize) -> Vec<(String, Vec<usize>)> {
         let mut tensors = self.around_attention.tensors(hidden);
         tensors.extend(self.around_mlp.tensors(hidden));
         for norm in self.query_key_norm.iter().flat_map(|(q, k)| [q, k]) {

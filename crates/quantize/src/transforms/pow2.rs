@@ -1,0 +1,201 @@
+//! Power-of-two channel scales: the pre-shifted exponent bias of LLM-FP4 (arXiv 2310.16836, section 4) for formats that have no
+//! place for it, folded into what makes the inputs. Nothing is rounded by it.
+//!
+//! A block shares one scale, so that its largest channel costs the others their precision. Exponents begin as the rounded
+//! factors of SmoothQuant and are then changed one channel at a time by one, as long as that lowers the error of the blocks
+//! concerned: `Σ_j |δX_j|² |W_j|² + |δW_j|² |X_j|²`, where δ is what rounding a block of inputs or weights does to channel j.
+
+use super::assumed::block_quantizer;
+use super::fold::Change;
+use super::smooth_quant::{best, factors};
+use super::trial::Trial;
+use crate::QuantizeError;
+use halfbyte_formats::{BlockQuantizer, ScaleFormat, Scheme, kernel};
+use halfbyte_tensor::Matrix;
+
+/// Exponents of α that are rounded to begin with: 0, 1/8 … 1.
+const ALPHAS: usize = 8;
+/// Rows of inputs and of weights that blocks are rounded for.
+const ROWS: usize = 256;
+/// Rounds over all channels.
+const ROUNDS: usize = 3;
+/// Largest exponent, either way.
+const MOST: i32 = 12;
+
+pub(super) fn choose(trial: &Trial) -> Result<Change, QuantizeError> {
+    let (x, w) = (trial.largest(), trial.weight_largest());
+    let candidates = (0..=ALPHAS).map(|i| {
+        let s = factors(&x, &w, i as f32 / ALPHAS as f32);
+        exponents_of(&s).iter().map(|e| exp2(*e)).collect()
+    });
+    let start = best(trial, candidates.map(Change::scale))?;
+    let Some(blocks) = Blocks::new(trial)? else { return Ok(start) };
+    let refined = blocks.refine(exponents_of(&start.factors));
+    let refined = Change::scale(refined.iter().map(|e| exp2(*e)).collect());
+    match trial.error(&refined)? < trial.error(&start)? {
+        true => Ok(refined),
+        false => Ok(start),
+    }
+}
+
+/// The nearest exponents, counted from the one that most channels are near: a factor on all of them changes nothing.
+fn exponents_of(factors: &[f32]) -> Vec<i32> {
+    let mut logs: Vec<f32> = factors.iter().map(|s| s.log2()).collect();
+    let own = logs.clone();
+    logs.sort_by(f32::total_cmp);
+    let middle = logs.get(logs.len() / 2).map_or(0.0, |m| m.round());
+    own.iter().map(|l| ((l - middle).round() as i32).clamp(-MOST, MOST)).collect()
+}
+
+fn exp2(exponent: i32) -> f32 {
+    (exponent as f32).exp2()
+}
+
+/// Some rows of inputs and weights, rounded block by block.
+struct Blocks<'a> {
+    trial: &'a Trial<'a>,
+    /// Columns first: the rows' values of channel j are `x[j * rows ..]`.
+    sides: Vec<Side>,
+    /// Channels of the tap for every channel of the producer.
+    taps: Vec<Vec<usize>>,
+}
+
+/// Inputs or weights.
+struct Side {
+    rows: usize,
+    /// `[rows, channels]`
+    values: Matrix,
+    quantizer: BlockQuantizer,
+    /// Whether the channels are divided by the factors, as those of inputs are.
+    divided: bool,
+    /// What a squared error counts, for each channel.
+    counts: Vec<f32>,
+}
+
+impl<'a> Blocks<'a> {
+    /// `None` where neither inputs nor weights are to have blocks.
+    fn new(trial: &'a Trial<'a>) -> Result<Option<Self>, QuantizeError> {
+        let channels = trial.survey.max.len();
+        let x = some_rows(&[&trial.survey.sample]);
+        let w = some_rows(&trial.weights.iter().collect::<Vec<_>>());
+        let energy = |m: &Matrix| {
+            let mut sums = vec![0.0f32; channels];
+            m.data.chunks_exact(channels).for_each(|row| {
+                sums.iter_mut().zip(row).for_each(|(s, v)| *s += v * v);
+            });
+            sums
+        };
+        let (x_counts, w_counts) = (energy(&w), energy(&x));
+        let mut sides = Vec::new();
+        let plain = |s: Scheme| s.scale == ScaleFormat::F32;
+        for (scheme, values, divided, counts) in
+            [(trial.assumed.input, x, true, x_counts), (trial.assumed.weight, w, false, w_counts)]
+        {
+            let Some(scheme) = scheme.filter(|s| !plain(*s)) else { continue };
+            let quantizer = block_quantizer(scheme, kernel::max_abs(&values.data))?;
+            sides.push(Side { rows: values.rows, values, quantizer, divided, counts });
+        }
+        let mut taps = vec![Vec::new(); trial.joint.channels];
+        (0..channels).for_each(|c| taps[trial.joint.source(c)].push(c));
+        Ok((!sides.is_empty()).then_some(Self { trial, sides, taps }))
+    }
+
+    /// Exponents at which no single step of one channel lowers the error any more, or those of the last round.
+    fn refine(&self, mut exponents: Vec<i32>) -> Vec<i32> {
+        let all = self.trial.joint.spread(&exponents.iter().map(|e| *e as f32).collect::<Vec<_>>());
+        let mut spread: Vec<i32> = all.iter().map(|e| *e as i32).collect();
+        for _ in 0..ROUNDS {
+            let mut moved = false;
+            for channel in 0..exponents.len() {
+                let mut error = self.error(channel, &spread);
+                let before = exponents[channel];
+                for step in [1, -1] {
+                    while (exponents[channel] + step).abs() <= MOST {
+                        self.taps[channel].iter().for_each(|&c| spread[c] += step);
+                        let next = self.error(channel, &spread);
+                        if next >= error {
+                            self.taps[channel].iter().for_each(|&c| spread[c] -= step);
+                            break;
+                        }
+                        (error, exponents[channel]) = (next, exponents[channel] + step);
+                    }
+                    // What was better one way is not better the other.
+                    if exponents[channel] != before {
+                        break;
+                    }
+                }
+                moved |= exponents[channel] != before;
+            }
+            if !moved {
+                break;
+            }
+        }
+        exponents
+    }
+
+    /// The error of the blocks in which this channel of the producer is.
+    fn error(&self, channel: usize, exponents: &[i32]) -> f64 {
+        self.sides
+            .iter()
+            .map(|side| {
+                let mut blocks: Vec<usize> =
+                    self.taps[channel].iter().map(|c| c / side.quantizer.size()).collect();
+                blocks.dedup();
+                blocks.into_iter().map(|b| side.error(b, exponents)).sum::<f64>()
+            })
+            .sum()
+    }
+}
+
+impl Side {
+    fn error(&self, block: usize, exponents: &[i32]) -> f64 {
+        let n = self.quantizer.size();
+        let range = block * n..(block + 1) * n;
+        let sign = if self.divided { -1 } else { 1 };
+        let mut factors = [0.0f32; 32];
+        let mut counts = [0.0f32; 32];
+        for (i, c) in range.clone().enumerate() {
+            factors[i] = exp2(sign * exponents[c]);
+            counts[i] = self.counts[c] / (factors[i] * factors[i]);
+        }
+        let mut total = 0.0;
+        let mut scaled = [0.0f32; 32];
+        let mut rounded = [0.0f32; 32];
+        for row in 0..self.rows {
+            let values = &self.values.row(row)[range.clone()];
+            for i in 0..n {
+                scaled[i] = values[i] * factors[i];
+            }
+            rounded[..n].copy_from_slice(&scaled[..n]);
+            self.quantizer.apply(&mut rounded[..n]);
+            let mut sum = 0.0f32;
+            for i in 0..n {
+                let difference = rounded[i] - scaled[i];
+                sum += difference * difference * counts[i];
+            }
+            total += f64::from(sum);
+        }
+        total
+    }
+}
+
+/// About [`ROWS`] evenly spaced rows of matrices one below the other.
+fn some_rows(matrices: &[&Matrix]) -> Matrix {
+    let all: usize = matrices.iter().map(|m| m.rows).sum();
+    let cols = matrices.first().map_or(0, |m| m.cols);
+    let step = all.div_ceil(ROWS).max(1);
+    let rows = matrices.iter().flat_map(|m| m.data.chunks_exact(cols));
+    let data: Vec<f32> = rows.step_by(step).flatten().copied().collect();
+    Matrix::new(data.len() / cols.max(1), cols, data)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exponents_are_counted_from_the_middle() {
+        assert_eq!(exponents_of(&[8.0, 8.0, 64.0, 1.0, 9.0]), [0, 0, 3, -3, 0]);
+        assert_eq!(exponents_of(&[1e30, 1.0, 1.0]), [MOST, 0, 0]);
+    }
+}

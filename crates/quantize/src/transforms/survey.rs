@@ -1,0 +1,105 @@
+//! What transforms know of the activations at a tap.
+
+use crate::QuantizeError;
+use crate::store::Store;
+use crate::stream::Surroundings;
+use halfbyte_model::{Block, Step};
+use halfbyte_tensor::{Layout, Matrix};
+
+/// Rows of the sample: enough sequences for the outputs of attention, and few enough to compute them for a hundred
+/// candidates.
+pub(crate) const SAMPLE: usize = 1024;
+
+/// The activations at one tap: statistics of all rows, and a sample of whole sequences.
+#[derive(Debug)]
+pub(crate) struct Survey {
+    /// Largest value of every channel.
+    pub(crate) max: Vec<f32>,
+    /// Smallest value of every channel.
+    pub(crate) min: Vec<f32>,
+    /// Mean magnitude of every channel.
+    pub(crate) mean_abs: Vec<f32>,
+    /// The sampled rows.
+    pub(crate) sample: Matrix,
+    /// The sequences that they form.
+    pub(crate) layout: Layout,
+}
+
+impl Survey {
+    /// Largest magnitude of every channel.
+    pub(crate) fn largest(&self) -> Vec<f32> {
+        self.max.iter().zip(&self.min).map(|(max, min)| max.abs().max(min.abs())).collect()
+    }
+}
+
+/// Surveys every tap of a block for its input `hidden`, which stays. Memory for one pack beside the samples.
+pub(crate) fn survey(
+    block: &Block,
+    hidden: &Store,
+    around: &Surroundings,
+) -> Result<Vec<Survey>, QuantizeError> {
+    let taps = &block.spec.taps;
+    let mut sums: Vec<Vec<f64>> = taps.iter().map(|t| vec![0.0; t.channels()]).collect();
+    let empty = |channels: usize| Survey {
+        max: vec![f32::NEG_INFINITY; channels],
+        min: vec![f32::INFINITY; channels],
+        mean_abs: Vec::new(),
+        sample: Matrix::zeros(0, channels),
+        layout: Layout::default(),
+    };
+    let mut surveys: Vec<Survey> = taps.iter().map(|t| empty(t.channels())).collect();
+    let total: usize = hidden.rows().iter().sum();
+    let chosen = spaced(hidden.windows(), total);
+    for i in 0..hidden.windows() {
+        let layout = &around.layouts[i];
+        let (mut carry, mut x) = block.enter(hidden.get(i)?);
+        for tap in 0..taps.len() {
+            add(&mut surveys[tap], &mut sums[tap], &x);
+            if chosen.contains(&i) {
+                let survey = &mut surveys[tap];
+                survey.sample.data.extend_from_slice(&x.data);
+                survey.sample.rows += x.rows;
+                layout.ranges().for_each(|r| survey.layout.push(r.len(), &[]));
+            }
+            if tap + 1 == taps.len() {
+                break;
+            }
+            match block.advance(tap, carry, &x, &block.linears[tap], around.rotary, layout) {
+                Step::Tap(c, next) => (carry, x) = (c, next),
+                Step::Done(_) => break,
+            }
+        }
+    }
+    for (survey, sums) in surveys.iter_mut().zip(sums) {
+        survey.mean_abs = sums.into_iter().map(|s| (s / total.max(1) as f64) as f32).collect();
+    }
+    Ok(surveys)
+}
+
+/// Evenly spaced packs that hold about as many rows as the sample should.
+fn spaced(packs: usize, rows: usize) -> Vec<usize> {
+    let count = (SAMPLE * packs).div_ceil(rows.max(1)).clamp(1, packs.max(1));
+    (0..count).map(|i| i * packs / count).collect()
+}
+
+fn add(survey: &mut Survey, sums: &mut [f64], x: &Matrix) {
+    for row in x.data.chunks_exact(x.cols) {
+        for (c, &v) in row.iter().enumerate() {
+            survey.max[c] = survey.max[c].max(v);
+            survey.min[c] = survey.min[c].min(v);
+            sums[c] += f64::from(v.abs());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packs_are_spaced_evenly() {
+        assert_eq!(spaced(40, 40 * 512), [0, 20]);
+        assert_eq!(spaced(3, 150), [0, 1, 2]);
+        assert_eq!(spaced(1, 8192), [0]);
+    }
+}

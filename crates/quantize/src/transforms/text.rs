@@ -1,0 +1,144 @@
+//! Transforms as text: a name and settings, `smooth-quant:alpha=0.6:taps=all`.
+
+use super::{Taps, Transform, TransformKind};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use std::fmt;
+use std::str::FromStr;
+
+/// All names with what their settings are, for help and complaints.
+pub const TRANSFORMS: [(&str, &str); 4] = [
+    ("smooth-quant", "alpha=0 to 1, or alpha=search; default 0.5"),
+    ("os-plus", "steps=thresholds tried, default 100; shift=true|false, default true"),
+    ("awq", ""),
+    ("pow2", ""),
+];
+
+impl fmt::Display for Transform {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.kind {
+            TransformKind::SmoothQuant { alpha: Some(alpha) } if alpha == ALPHA => write!(f, "smooth-quant")?,
+            TransformKind::SmoothQuant { alpha: Some(alpha) } => write!(f, "smooth-quant:alpha={alpha}")?,
+            TransformKind::SmoothQuant { alpha: None } => write!(f, "smooth-quant:alpha=search")?,
+            TransformKind::OsPlus { steps, shift } => {
+                write!(f, "os-plus")?;
+                if steps != STEPS {
+                    write!(f, ":steps={steps}")?;
+                }
+                if !shift {
+                    write!(f, ":shift=false")?;
+                }
+            }
+            TransformKind::Awq => write!(f, "awq")?,
+            TransformKind::Pow2 => write!(f, "pow2")?,
+        }
+        match (self.taps, self.kind.default_taps()) {
+            (a, b) if a == b => Ok(()),
+            (Taps::All, _) => write!(f, ":taps=all"),
+            (Taps::Norms, _) => write!(f, ":taps=norms"),
+        }
+    }
+}
+
+const ALPHA: f32 = 0.5;
+const STEPS: usize = 100;
+
+impl TransformKind {
+    /// As published: SmoothQuant and Outlier Suppression+ at norms, the others wherever they can.
+    fn default_taps(self) -> Taps {
+        match self {
+            Self::SmoothQuant { .. } | Self::OsPlus { .. } => Taps::Norms,
+            Self::Awq | Self::Pow2 => Taps::All,
+        }
+    }
+}
+
+impl FromStr for Transform {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut parts = text.split(':');
+        let name = parts.next().unwrap_or_default();
+        let kind = match name {
+            "smooth-quant" => TransformKind::SmoothQuant { alpha: Some(ALPHA) },
+            "os-plus" => TransformKind::OsPlus { steps: STEPS, shift: true },
+            "awq" => TransformKind::Awq,
+            "pow2" => TransformKind::Pow2,
+            _ => {
+                let known: Vec<&str> = TRANSFORMS.iter().map(|t| t.0).collect();
+                return Err(format!("there is no transform {name:?}; there are {}", known.join(", ")));
+            }
+        };
+        let mut transform = Self { kind, taps: kind.default_taps() };
+        for part in parts {
+            let (key, value) = part.split_once('=').unwrap_or((part, ""));
+            transform.set(key, value).ok_or_else(|| {
+                let settings = TRANSFORMS.iter().find(|t| t.0 == name).map_or("", |t| t.1);
+                let own = if settings.is_empty() { String::new() } else { format!("{settings}; ") };
+                format!("{name} has no setting {part:?}; it has {own}taps=norms|all")
+            })?;
+        }
+        Ok(transform)
+    }
+}
+
+impl Transform {
+    fn set(&mut self, key: &str, value: &str) -> Option<()> {
+        match (key, &mut self.kind) {
+            ("taps", _) => {
+                self.taps = match value {
+                    "norms" => Taps::Norms,
+                    "all" => Taps::All,
+                    _ => return None,
+                }
+            }
+            ("alpha", TransformKind::SmoothQuant { alpha }) => {
+                *alpha = match value {
+                    "search" => None,
+                    number => Some(number.parse().ok().filter(|a| (0.0..=1.0).contains(a))?),
+                }
+            }
+            ("steps", TransformKind::OsPlus { steps, .. }) => {
+                *steps = value.parse().ok().filter(|n| (1..=10_000).contains(n))?;
+            }
+            ("shift", TransformKind::OsPlus { shift, .. }) => *shift = value.parse().ok()?,
+            _ => return None,
+        }
+        Some(())
+    }
+}
+
+impl Serialize for Transform {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Transform {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_reads_and_is_written_the_same() {
+        for (name, _) in TRANSFORMS {
+            assert_eq!(name.parse::<Transform>().unwrap().to_string(), name);
+        }
+        for text in ["smooth-quant:alpha=search:taps=all", "os-plus:steps=20:shift=false", "pow2:taps=norms"]
+        {
+            assert_eq!(text.parse::<Transform>().unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn complaints_say_what_there_is() {
+        let complaint = |text: &str| text.parse::<Transform>().unwrap_err();
+        assert!(complaint("smoothquant").contains("smooth-quant, os-plus"));
+        assert!(complaint("smooth-quant:alpha=2").contains("alpha=0 to 1"));
+        assert!(complaint("awq:steps=3").contains("taps=norms|all"));
+    }
+}

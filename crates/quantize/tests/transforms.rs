@@ -1,0 +1,177 @@
+//! Transforms change no network, in any family, and make quantizing it easier.
+#![allow(clippy::unwrap_used)]
+
+mod util;
+
+use halfbyte_model::Model;
+use halfbyte_quantize::transforms::{StoredAs, TransformJob, TransformReport, transform_checkpoint};
+use halfbyte_quantize::{Job, Recipe, Transform, quantize};
+use std::path::{Path, PathBuf};
+use util::{Silent, asset, families, inputs, logits};
+
+fn transform(model: &Model, with: &[&str], recipe: &str, out: &Path) -> TransformReport {
+    let transforms: Vec<Transform> = with.iter().map(|t| t.parse().unwrap()).collect();
+    let recipe = Recipe { transforms, ..Recipe::named(recipe).unwrap() };
+    let calibration = inputs(&model.architecture, 6, 0);
+    let job = TransformJob {
+        model,
+        recipe: &recipe,
+        inputs: &calibration,
+        out,
+        activation_memory: 1 << 30,
+        stored_as: StoredAs::Auto,
+    };
+    transform_checkpoint(&job, &mut Silent).unwrap().0
+}
+
+/// Largest difference of the outputs before and after, relative to the largest output.
+fn difference(a: &Model, b: &Model) -> f32 {
+    let test = inputs(&a.architecture, 5, 77);
+    let (before, after) = (logits(a, &test), logits(b, &test));
+    let largest = before.data.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+    before.data.iter().zip(&after.data).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) / largest
+}
+
+/// The model quantized by a recipe with transforms, and its squared error relative to the outputs.
+fn quantized_error(model: &Model, recipe: &str, with: &[&str]) -> f64 {
+    let transforms = with.iter().map(|t| t.parse().unwrap()).collect();
+    let keep = vec!["lm_head".into(), "embedding".into()];
+    let recipe = Recipe { transforms, keep, embedding_bits: 16, ..Recipe::named(recipe).unwrap() };
+    let scratch = tempfile::tempdir().unwrap();
+    let out = scratch.path().join("out");
+    let calibration = inputs(&model.architecture, 12, 0);
+    let job = Job {
+        model,
+        recipe: &recipe,
+        inputs: &calibration,
+        out: &out,
+        activation_memory: 1 << 30,
+        pages: None,
+    };
+    let report = quantize(&job, &mut Silent).unwrap().report;
+    assert_eq!(report.transforms.is_empty(), with.is_empty());
+    let test = inputs(&model.architecture, 9, 99);
+    let (full, found) = (logits(model, &test), logits(&Model::open(&out).unwrap(), &test));
+    let square = |v: f32| f64::from(v) * f64::from(v);
+    let error: f64 = full.data.iter().zip(&found.data).map(|(a, b)| square(a - b)).sum();
+    error / full.data.iter().map(|&v| square(v)).sum::<f64>()
+}
+
+/// Transforms, opens what was written, and gives the difference and the report.
+fn tried(dir: &Path, with: &[&str], recipe: &str) -> (f32, TransformReport) {
+    let scratch = tempfile::tempdir().unwrap();
+    let model = Model::open(dir).unwrap();
+    let out = scratch.path().join("out");
+    let report = transform(&model, with, recipe, &out);
+    (difference(&model, &Model::open(&out).unwrap()), report)
+}
+
+/// The random checkpoints, and the real ones where they are.
+fn models() -> Vec<PathBuf> {
+    let real = ["models/stories260K", "models/MiniLM-L6-sst2"];
+    families().into_iter().chain(real.into_iter().filter_map(asset)).collect()
+}
+
+#[test]
+fn no_transform_changes_a_network() {
+    let mut worst = 0.0f32;
+    for (i, dir) in models().into_iter().enumerate() {
+        // Everything that can be folded is in each family; which method chose it is no matter for that.
+        let alone = [
+            (vec!["smooth-quant:taps=all"], "int8-w8a8"),
+            (vec!["smooth-quant:alpha=search"], "minmax-int-w8a8"),
+            (vec!["awq"], "minmax-int-w4a16"),
+            (vec!["pow2"], "minmax-fp-w4a4"),
+        ];
+        let (with, recipe) = alone[i % 4].clone();
+        let together = vec!["os-plus:steps=3:taps=all", "smooth-quant:alpha=0.9:taps=all", "pow2"];
+        for (with, recipe) in [(with, recipe), (together, "minmax-int-w4a4")] {
+            let (difference, report) = tried(&dir, &with, recipe);
+            let name = dir.file_name().unwrap().to_string_lossy();
+            assert!(difference < 1e-4, "{name}: {with:?}: {difference:e}");
+            worst = worst.max(difference);
+            // Something was folded wherever there is a norm or a value projection to fold into.
+            let folded = report.notes.iter().filter(|n| n.into.is_some()).count();
+            assert!(folded > 0 || with.len() == 1, "{name}: {with:?} did nothing");
+            assert!(report.notes.iter().all(|n| n.into.is_some() || n.skipped.is_some()));
+        }
+    }
+    println!("largest relative difference of outputs: {worst:e}");
+}
+
+/// Powers of two round nothing: the same bits come out, and checkpoints keep their type.
+#[test]
+fn powers_of_two_change_no_bit() {
+    for name in ["llama_tied_bf16", "opt", "phi3", "gpt_neox"] {
+        let dir = families().into_iter().find(|d| d.ends_with(name)).unwrap();
+        let (difference, report) = tried(&dir, &["pow2"], "minmax-fp-w4a4");
+        assert_eq!((difference, report.dtype), (0.0, None), "{name}");
+        let factors: Vec<[f32; 2]> = report.notes.iter().filter_map(|n| n.factors).collect();
+        assert!(!factors.is_empty() && factors.iter().flatten().all(|f| f.log2().fract() == 0.0), "{name}");
+    }
+}
+
+#[test]
+fn a_recipe_transforms_on_the_way() {
+    for dir in families() {
+        let model = Model::open(&dir).unwrap();
+        let error = quantized_error(&model, "minmax-int-w8a8", &["os-plus:steps=4:taps=all", "pow2"]);
+        assert!(error < 0.01, "{}: {error}", dir.display());
+    }
+}
+
+/// Outliers as large models have them (arXiv 2209.13325, 2304.09145): one channel in eight of every norm is four times the
+/// others' and lies far to one side. The layers that read it are smaller in return; what the centres add to their outputs is
+/// a constant, which stays.
+fn with_outliers(dir: &Path, to: &Path) {
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
+    }
+    let path = to.join("model.safetensors");
+    let bytes = std::fs::read(&path).unwrap();
+    let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let (head, mut data) = (bytes[..header].to_vec(), bytes[header..].to_vec());
+    let json: serde_json::Value = serde_json::from_slice(&head[8..]).unwrap();
+    for (name, entry) in json.as_object().unwrap() {
+        let norm = name.contains("layers.") && name.contains("layer_norm");
+        let reads = ["q_proj.weight", "k_proj.weight", "v_proj.weight", "fc1.weight"];
+        let reads = reads.iter().any(|part| name.ends_with(part));
+        if !norm && !reads {
+            continue;
+        }
+        assert_eq!(entry["dtype"], "BF16");
+        let at = |i: usize| entry["data_offsets"][i].as_u64().unwrap() as usize;
+        let columns = entry["shape"].as_array().unwrap().last().unwrap().as_u64().unwrap() as usize;
+        for (i, value) in data[at(0)..at(1)].chunks_exact_mut(2).enumerate() {
+            let channel = i % columns;
+            if channel % 8 != 3 {
+                continue;
+            }
+            let old = half::bf16::from_le_bytes([value[0], value[1]]).to_f32();
+            let centre = if channel % 16 == 3 { 60.0 } else { -60.0 };
+            let new = match (reads, name.ends_with(".bias")) {
+                (true, _) => old / 4.0,
+                (_, true) => 4.0 * old + centre,
+                _ => 4.0 * old,
+            };
+            value.copy_from_slice(&half::bf16::from_f32(new).to_le_bytes());
+        }
+    }
+    std::fs::write(path, [head, data].concat()).unwrap();
+}
+
+/// The order in which the paper on Outlier Suppression+ has them (arXiv 2304.09145, tables 2 and 3).
+#[test]
+fn against_outliers_os_plus_is_no_worse_than_smooth_quant() {
+    let dir = families().into_iter().find(|d| d.ends_with("opt")).unwrap();
+    let scratch = tempfile::tempdir().unwrap();
+    with_outliers(&dir, scratch.path());
+    let model = Model::open(scratch.path()).unwrap();
+    for recipe in ["minmax-int-w8a8", "minmax-int-w6a6"] {
+        let error = |with: &[&str]| quantized_error(&model, recipe, with);
+        let (none, smooth, os_plus) = (error(&[]), error(&["smooth-quant"]), error(&["os-plus"]));
+        println!("{recipe}: none {none:.2e}, smooth-quant {smooth:.2e}, os-plus {os_plus:.2e}");
+        assert!(os_plus <= smooth && smooth < 0.5 * none, "{recipe}: {none}, {smooth}, {os_plus}");
+    }
+}
