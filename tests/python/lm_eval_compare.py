@@ -6,7 +6,7 @@
 
 MODEL_DIR is a Hugging Face folder, TASK_DIR has NAME.jsonl. No network is used: lm-eval's own task definitions (its YAML
 files and their functions) are given the local files instead of the hub's data sets. Prompts, choices, requests, scoring and
-metrics are lm-eval's code throughout; the model is transformers in float32 on the CPU. BoolQ's rows get the field names
+metrics are lm-eval's code throughout (`--tasks lambada` for LAMBADA, whose rows are {"text": ...}); the model is transformers in float32 on the CPU. BoolQ's rows get the field names
 of SuperGLUE, which is where lm-eval takes it from (the questions are the same).
 
 Exits with 1 unless, in every task, the log-probabilities differ by at most --tolerance (default 1e-3) and the choice is the
@@ -57,6 +57,7 @@ DEFINITIONS = {
     "boolq": "super_glue/boolq/default.yaml", "piqa": "piqa/piqa.yaml", "hellaswag": "hellaswag/hellaswag.yaml",
     "winogrande": "winogrande/default.yaml", "arc_easy": "arc/arc_easy.yaml",
     "arc_challenge": "arc/arc_challenge.yaml", "openbookqa": "openbookqa/openbookqa.yaml",
+    "lambada": "lambada/lambada_openai.yaml",
 }
 
 
@@ -89,6 +90,10 @@ def harness(model_dir, tasks, batch_size, threads):
     for name, samples in out["samples"].items():
         samples = sorted(samples, key=lambda s: s["doc_id"])
         task = tasks[name]
+        if task.OUTPUT_TYPE == "loglikelihood":
+            # LAMBADA: one continuation, right if it is what greedy decoding gives; a wrong one counts as another choice.
+            rows[name] = [(0, [float(s["filtered_resps"][0][0])], bool(s["filtered_resps"][0][1])) for s in samples]
+            continue
         gold = task.doc_to_text if task.multiple_input else task.doc_to_target
         # filtered_resps holds (log-probability, greedy) of every choice.
         rows[name] = [(int(gold(s["doc"])), [float(r[0]) for r in s["filtered_resps"]]) for s in samples]
@@ -134,12 +139,14 @@ def main():
         rows, expected = mine[name]["rows"], theirs[name]
         assert len(rows) == len(expected), f"{name}: {len(rows)} rows, lm-eval has {len(expected)}"
         worst, other = 0.0, []
-        for row, (gold, lls) in zip(rows, expected):
+        for row, (gold, lls, *greedy) in zip(rows, expected):
             got = row["log_probabilities"]
+            if greedy and greedy[0] != row["correct"]:
+                other.append({"line": row["row"], "margin": 0.0})
             assert row["gold"] == gold and len(got) == len(lls), f"{name}, line {row['row']}: another question"
             worst = max(worst, max(abs(a - b) for a, b in zip(got, lls)))
             best = max(range(len(lls)), key=lambda i: lls[i])
-            if best != row["choice"]:
+            if not greedy and best != row["choice"]:
                 other.append({"line": row["row"], "margin": lls[best] - lls[row["choice"]]})
         acc, norm = metrics[name]["acc,none"], metrics[name].get("acc_norm,none")
         f = figures[name]
@@ -151,6 +158,9 @@ def main():
         failed |= worst > args.tolerance or len(other) > 1
         # Where no choice differs the figures must be the same; acc_norm has ties of its own, so it may differ by one row.
         failed |= abs(f["acc"] - acc) > (len(other) + 1e-9) / len(rows)
+        if name == "lambada":
+            failed |= abs(f["perplexity"] / metrics[name]["perplexity,none"] - 1) > args.tolerance
+            print(f"# lambada: perplexity {f['perplexity']:.4f}, lm-eval {metrics[name]['perplexity,none']:.4f}")
         failed |= norm is not None and abs(f["acc_norm"] - norm) > 1.0 / len(rows) + 1e-9
         report[name] = {"rows": len(rows), "largest_difference": worst, "other_choice": other, "acc": f["acc"],
                         "lm_eval_acc": acc, "acc_norm": f.get("acc_norm"), "lm_eval_acc_norm": norm}

@@ -112,6 +112,19 @@ const FIELDS: &[(&str, &str)] = &[
         "products",
         "over the calibration tokens: f32, or bf16 (factors rounded to bfloat16; faster with AVX512-BF16, equal results without)",
     ),
+    (
+        "attention_bits",
+        "of attention's own products (queries, keys, values, probabilities): 4, 6, 8, or 16 to leave them alone",
+    ),
+    (
+        "probability_scale",
+        "what shares a scale among the probabilities, with attention_bits: tensor, head or row",
+    ),
+    ("kv_scheme", "of keys and values alone, that is the KV cache, as e4m3fn/channel/dynamic"),
+    (
+        "transforms",
+        "done to the full-precision network first, as [\"os-plus\", \"pow2\"]: smooth-quant, os-plus, awq, pow2 (docs/transforms.md)",
+    ),
     ("sample_tokens", "tokens that the search for an input's quantizer looks at"),
     ("seed", "of that sample and of the coverage windows"),
     ("[weight_grid]", "candidates for the scale of a weight row; kind: bias (published) or maxval"),
@@ -154,7 +167,9 @@ mod tests {
 
     #[test]
     fn every_field_of_a_recipe_file_has_a_comment() {
-        let text = commented(&Recipe::default()).unwrap();
+        let transforms = vec!["os-plus".parse().unwrap()];
+        let kv_scheme = Some("e4m3fn/channel/dynamic".parse().unwrap());
+        let text = commented(&Recipe { transforms, kv_scheme, ..Recipe::default() }).unwrap();
         let lines: Vec<&str> = text.lines().collect();
         let mut top = true;
         for (i, line) in lines.iter().enumerate().filter(|(_, l)| !l.starts_with('#') && !l.is_empty()) {
