@@ -92,7 +92,7 @@ pub fn divergence(
     let known = |i: &usize| books.iter().all(|b| b.get(&keys[*i]).is_some());
     let pending: Vec<usize> = (0..windows.len()).filter(|i| !known(i)).collect();
     let items: Vec<&Item> = pending.iter().map(|&i| &windows[i]).collect();
-    let sizes = Sizes::of(reference);
+    let sizes = Sizes::of(reference).among(all.len());
     let total = items.iter().map(|i| all.iter().map(|m| work(m, i)).sum::<u64>()).sum();
     let mut meter = Meter::new(progress, total);
     meter.progress.items("windows", windows.len() - items.len(), windows.len(), None);

@@ -57,6 +57,11 @@ impl Sizes {
         Self { batch, pack: 2048, logits: 64 << 20 }
     }
 
+    /// Batches of about the same work where each goes through so many models, so that no more is lost when a run stops.
+    pub(crate) fn among(self, models: usize) -> Self {
+        Self { batch: (self.batch / models.max(1)).max(self.pack.min(self.batch)), ..self }
+    }
+
     /// Rows between two readings of the weights.
     pub(crate) fn batch(&self) -> usize {
         self.batch
