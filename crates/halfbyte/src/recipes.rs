@@ -52,7 +52,7 @@ pub(crate) fn chosen(
         None if !language_model => recipe.coverage = 0.0,
         None => {}
     }
-    let by_weights = recipe.scales == Scales::Sweep && !recipe.uses_factor();
+    let by_weights = matches!(recipe.scales, Scales::Sweep | Scales::FourOverSix) && !recipe.uses_factor();
     match args.scales {
         Some(scales) => recipe.scales = scales.into(),
         None if calibrated && by_weights && Recipe::names().contains(&args.recipe) => {

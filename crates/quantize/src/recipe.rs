@@ -322,7 +322,12 @@ impl Recipe {
             embedding_bits: 16,
             weight_scheme: Some(weight),
             input_scheme: input,
-            scales: if weight.scale == ScaleFormat::F32 { Scales::Absmax } else { Scales::Sweep },
+            // Those that leave the lowest perplexity without calibration data (docs/formats.md).
+            scales: match weight.scale {
+                ScaleFormat::F32 => Scales::Absmax,
+                ScaleFormat::E4M3 => Scales::FourOverSix,
+                ScaleFormat::E8M0 => Scales::Sweep,
+            },
             keep: vec!["lm_head".into()],
             calibration: Calibration::FullPrecision,
             shifts: ShiftRule::None,
@@ -338,7 +343,7 @@ impl Recipe {
             calibration: Calibration::Sequential,
             correct: input.is_some(),
             feedback: true,
-            scales: if nearest.scales == Scales::Sweep { Scales::Weighted } else { nearest.scales },
+            scales: if nearest.scales == Scales::Absmax { Scales::Absmax } else { Scales::Weighted },
             damping: 0.01,
             products: Products::Bf16,
             ..nearest
