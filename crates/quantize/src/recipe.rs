@@ -723,6 +723,8 @@ mod tests {
                 ("down_proj".into(), Scheme::MXFP4),
                 ("layers.0.mlp.down_proj".into(), "e4m3fn/channel".parse().unwrap()),
             ]),
+            // What nvfp4 has by itself is a rule of NVFP4 alone.
+            scales: Scales::Sweep,
             ..Recipe::named("nvfp4-w4a4").unwrap()
         };
         recipe.check().unwrap();
