@@ -3,14 +3,14 @@
 use super::{Note, Transform, check_shapes, transform_block};
 use crate::inputs::Packs;
 use crate::job::{Progress, check_finite, id_of, partial_dir, place};
-use crate::journal::{Journal, RunId, make_dir};
+use crate::journal::{Journal, RunId};
+use crate::output::{begin_folder, copy_companions, finish_folder, json};
 use crate::store::{Place, Store};
 use crate::stream::{Surroundings, embed};
 use crate::{QuantizeError, Recipe};
 use half::{bf16, f16};
 use halfbyte_checkpoint::{
-    COMPANIONS, CheckpointWriter, Dtype, RawTensor, SHARD_BYTES, SafetensorsFile, TensorSpec, copy_atomic,
-    write_atomic,
+    CheckpointWriter, Dtype, RawTensor, SHARD_BYTES, SafetensorsFile, TensorSpec, write_atomic,
 };
 use halfbyte_model::{Block, Input, Model, NormKind};
 use serde::{Deserialize, Serialize};
@@ -165,12 +165,7 @@ impl Run<'_> {
             .infos()
             .map(|info| TensorSpec::new(info.name.clone(), type_of(info.dtype), info.shape.clone()))
             .collect();
-        let output = self.journal.dir().join("output");
-        if output.exists() {
-            fs::remove_dir_all(&output)
-                .map_err(|e| QuantizeError::Output(format!("cannot clear {}: {e}", output.display())))?;
-        }
-        make_dir(&output)?;
+        let output = begin_folder(self.journal.dir())?;
         let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
         let mut writer = CheckpointWriter::create(&output, &specs, &metadata, SHARD_BYTES)?;
         for spec in &specs {
@@ -195,14 +190,7 @@ impl Run<'_> {
             run: id,
         };
         self.write_rest(&output, dtype, &report)?;
-        fs::rename(&output, self.job.out).map_err(|e| {
-            QuantizeError::Output(format!(
-                "cannot rename {} to {}: {e}",
-                output.display(),
-                self.job.out.display()
-            ))
-        })?;
-        let _ = fs::remove_dir_all(self.journal.dir());
+        finish_folder(self.journal.dir(), self.job.out)?;
         Ok(report)
     }
 
@@ -221,12 +209,7 @@ impl Run<'_> {
             config.insert(key.into(), torch_name(dtype).into());
         }
         write_atomic(&output.join("config.json"), json(&config)?.as_bytes())?;
-        for name in COMPANIONS {
-            let from = source.dir().join(name);
-            if from.is_file() {
-                copy_atomic(&from, &output.join(name))?;
-            }
-        }
+        copy_companions(source, output)?;
         write_atomic(&output.join(REPORT), json(report)?.as_bytes())?;
         Ok(())
     }
@@ -328,10 +311,6 @@ fn converted<'a>(
         ))),
         false => Ok(out.into()),
     }
-}
-
-fn json(value: &impl Serialize) -> Result<String, QuantizeError> {
-    serde_json::to_string_pretty(value).map_err(|e| QuantizeError::Output(e.to_string()))
 }
 
 #[cfg(test)]
