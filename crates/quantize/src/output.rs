@@ -56,9 +56,12 @@ impl<'a> Output<'a> {
             .filter(|n| !coded(n) && !new.contains(*n) && tied.is_none_or(|head| *n != head.weight()))
             .map(|n| (n.to_string(), n.to_string()))
             .collect();
-        let untied = tied.filter(|head| coded(&embedding) || schemes.contains_key(&head.name));
+        let untied = tied.filter(|head| {
+            coded(&embedding) || schemes.contains_key(&head.name) || new.contains(&head.weight())
+        });
         if let Some(head) = untied {
-            copies.extend(untied_tensors(job.model, head)?.into_iter().filter(|(name, _)| !coded(name)));
+            let copied = |name: &str| !coded(name) && !new.contains(name);
+            copies.extend(untied_tensors(job.model, head)?.into_iter().filter(|(name, _)| copied(name)));
         }
         let untied = untied.is_some();
         for (name, from) in &copies {
