@@ -8,8 +8,9 @@ use halfbyte_export::{Rest, Target};
 use halfbyte_formats::{FormatError, Scheme};
 use halfbyte_model::SHAPES;
 use halfbyte_quantize::transforms::StoredAs;
-use halfbyte_quantize::{Calibration, Products, Scales, Search, Transform};
+use halfbyte_quantize::{AutoTarget, Calibration, Products, Scales, Search, Transform};
 use std::path::PathBuf;
+use std::time::Duration;
 
 const OVERVIEW: &str = "\
 Examples:
@@ -117,6 +118,7 @@ Examples:
   halfbyte quantize models/bert-sst2 --recipe fpq-w4a4 --calibration sst2-train.tsv --out bert-fp4
   halfbyte quantize models/bert-sst2 --recipe fpq-w4a4 --attention-bits 4 --calibration sst2-train.tsv --out bert-fp4
   halfbyte quantize models/vit-cifar10 --recipe fpq-w4a4 --calibration cifar10/train --out vit-fp4
+  halfbyte quantize models/SmolLM2 --recipe auto --target nvfp4 --budget 10m --calibration text.txt --out SmolLM2-nvfp4
   halfbyte recipes fpq-w4a4 > mine.toml     # change it, and then
   halfbyte quantize models/SmolLM2 --recipe mine.toml --calibration text.txt --out SmolLM2-mine
 
@@ -137,6 +139,8 @@ pub(crate) struct QuantizeArgs {
     /// and what it does to inputs is forgotten. Give the original wherever there is one.
     #[arg(long)]
     pub(crate) requantize: bool,
+    #[command(flatten)]
+    pub(crate) auto: AutoArgs,
     /// Folder to write; it must not exist yet, unless this very run made it.
     #[arg(long)]
     pub(crate) out: PathBuf,
@@ -568,8 +572,8 @@ pub(crate) struct SynthArgs {
 /// The recipe, and options that override its fields.
 #[derive(Clone, Debug, Default, Args)]
 pub(crate) struct RecipeArgs {
-    /// Built-in recipe (`halfbyte recipes` lists them) or a TOML file.
-    #[arg(long, value_name = "NAME|FILE")]
+    /// Built-in recipe (`halfbyte recipes` lists them), a TOML file, or for `quantize` auto: the best of several for --target.
+    #[arg(long, value_name = "NAME|FILE|auto")]
     pub(crate) recipe: String,
     /// Layers to leave in full precision, separated by commas: lm_head, embedding, or parts of layer names such as
     /// down_proj or layers.0.
@@ -612,6 +616,48 @@ pub(crate) struct RecipeArgs {
 }
 
 const RECIPE: &str = "Options that override the recipe";
+
+/// What `--recipe auto` aims at.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct AutoArgs {
+    /// With --recipe auto: the format. Several recipes and transforms for it are tried on three blocks, and the one that makes the
+    /// least error on a quarter of the calibration data, which is held out, quantizes the model. What was tried is
+    /// in OUT/auto.json.
+    #[arg(long, value_enum)]
+    pub(crate) target: Option<AutoChoice>,
+    /// With --recipe auto: how long to try, such as 90s, 10m or 1h; the run itself comes after [default: 10m].
+    #[arg(long, value_name = "TIME", value_parser = time, requires = "target")]
+    pub(crate) budget: Option<Duration>,
+}
+
+/// As [`AutoTarget`].
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum AutoChoice {
+    /// NVFP4 weights and inputs.
+    Nvfp4,
+    /// NVFP4 weights, inputs left alone.
+    #[value(name = "nvfp4-w4a16")]
+    Nvfp4W4a16,
+    /// MXFP4 weights and inputs.
+    Mxfp4,
+    /// MXFP4 weights, inputs left alone.
+    #[value(name = "mxfp4-w4a16")]
+    Mxfp4W4a16,
+    /// Searched 4-bit formats of weights and inputs.
+    Fpq,
+}
+
+impl From<AutoChoice> for AutoTarget {
+    fn from(choice: AutoChoice) -> Self {
+        match choice {
+            AutoChoice::Nvfp4 => Self::Nvfp4,
+            AutoChoice::Nvfp4W4a16 => Self::Nvfp4W4a16,
+            AutoChoice::Mxfp4 => Self::Mxfp4,
+            AutoChoice::Mxfp4W4a16 => Self::Mxfp4W4a16,
+            AutoChoice::Fpq => Self::Fpq,
+        }
+    }
+}
 
 /// What to calibrate on, and how much.
 #[derive(Clone, Debug, Args)]
@@ -829,6 +875,20 @@ fn kv_cache(text: &str) -> Result<Scheme, String> {
 }
 
 /// `1GiB`, `512MiB`, `2GB`, or bytes.
+fn time(text: &str) -> Result<Duration, String> {
+    let wrong = || "not a time such as 90s, 10m or 1.5h".to_string();
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let factor = match unit.trim() {
+        "s" => 1.0,
+        "m" | "min" => 60.0,
+        "h" => 3600.0,
+        _ => return Err(wrong()),
+    };
+    let number: f64 = number.parse().map_err(|_| wrong())?;
+    Duration::try_from_secs_f64(number * factor).map_err(|_| wrong())
+}
+
 fn size(text: &str) -> Result<u64, String> {
     let wrong = || "not a size such as 512MiB, 2GB or 1000000".to_string();
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());

@@ -1,5 +1,6 @@
 //! Post-training quantization: plan, streamed calibration, methods, recipes, journal.
 
+mod auto;
 mod built_in;
 mod choice;
 mod clock;
@@ -23,6 +24,7 @@ mod tap;
 pub mod transforms;
 mod weights_only;
 
+pub use auto::{AUTO_FILE, AutoChoice, AutoJob, AutoTarget, Tried, choose_recipe, trial_bytes};
 pub use clock::{Phase, phase_seconds};
 pub use embedding::quantize_embedding;
 pub use error::QuantizeError;

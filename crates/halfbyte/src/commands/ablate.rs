@@ -2,7 +2,7 @@
 
 use super::compare::{Compared, compared};
 use super::quantize::quantized;
-use crate::cli::{AblateArgs, CalibrationArgs, OutputArgs, QuantizeArgs, RecipeArgs};
+use crate::cli::{AblateArgs, AutoArgs, CalibrationArgs, OutputArgs, QuantizeArgs, RecipeArgs};
 use crate::fail::Failure;
 use crate::output::{self, duration};
 use crate::system;
@@ -117,6 +117,7 @@ fn planned(args: &AblateArgs) -> anyhow::Result<Vec<Planned>> {
                     ..RecipeArgs::default()
                 },
                 requantize: false,
+                auto: AutoArgs::default(),
                 out: folder.clone(),
                 calibration: CalibrationArgs {
                     calibration_skip: args.calibration.calibration_skip + skip,
