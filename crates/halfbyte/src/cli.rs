@@ -590,6 +590,10 @@ pub(crate) struct RecipeArgs {
     /// token), fp4 (NVFP4: E2M1 in groups of 16), or a scheme such as int8/channel/dynamic.
     #[arg(long, value_parser = kv_cache, value_name = "fp8|fp4|SCHEME", help_heading = RECIPE)]
     pub(crate) kv_cache: Option<Scheme>,
+    /// Most stored bits of a weight on average, such as 4.5: layers get 4, 6 or 8 bits each (their inputs as many, unless the recipe
+    /// leaves inputs alone) by the error that they are measured to cause. For recipes with alternatives: among those.
+    #[arg(long, value_name = "BITS", help_heading = RECIPE)]
+    pub(crate) max_bits: Option<f32>,
     /// Which inputs layers are calibrated on.
     #[arg(long, help_heading = RECIPE)]
     pub(crate) calibrate: Option<Calibrate>,

@@ -44,6 +44,9 @@ pub(crate) fn chosen(
     if args.kv_cache.is_some() {
         recipe.kv_scheme = args.kv_cache;
     }
+    if args.max_bits.is_some() {
+        recipe.max_bits = args.max_bits;
+    }
     if let Some(inputs) = args.calibrate {
         recipe.calibration = inputs.into();
     }

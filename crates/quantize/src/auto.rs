@@ -2,20 +2,20 @@
 //!
 //! One full-precision pass over the calibration inputs gives the inputs of a few blocks, evenly spaced. Every candidate
 //! quantizes these blocks for three quarters of the inputs, and what counts is the error of the blocks' outputs on the
-//! rest, which no candidate has seen: squared over the square of the output, token by token, since the next norm divides by its
-//! root. What has been tried is kept in `OUT.partial/auto.json`, so that a run that is killed does not try it again.
+//! rest, which no candidate has seen (see [`output_error`]). What has been tried is kept in `OUT.partial/auto.json`, so that a run that is killed does not try it again.
 
 use crate::QuantizeError;
 use crate::inputs::Packs;
 use crate::job::{Progress, activation_bytes, id_of, partial_dir};
 use crate::journal::{RunId, make_dir};
+use crate::probe::{copy, forward, output_error, replace};
 use crate::recipe::Recipe;
 use crate::store::{Place, Store};
-use crate::stream::{QuantizedBlock, Surroundings, embed, quantize_block};
+use crate::stream::{Surroundings, embed, quantize_block};
 use crate::transforms::transform_block;
 use halfbyte_checkpoint::write_atomic;
-use halfbyte_model::{Architecture, Block, Input, Model, RotaryTables, Weight};
-use halfbyte_tensor::{Precision, sum_of_squares};
+use halfbyte_model::{Architecture, Input, Model, RotaryTables};
+use halfbyte_tensor::Precision;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -343,7 +343,7 @@ impl<'a> Trials<'a> {
             block.linears.iter_mut().flatten().for_each(|l| l.precision = precision);
             for (i, part) in parts.iter_mut().enumerate() {
                 let entering = std::mem::replace(&mut hidden[i], Store::empty());
-                hidden[i] = pass(&block, &entering, &rotary, &part.packs, &files)?;
+                hidden[i] = forward(&block, &entering, &rotary, &part.packs.layouts, &files)?;
                 if blocks.contains(&b) {
                     part.leaving.push(copy(&hidden[i], &files)?);
                     part.entering.push(entering);
@@ -370,65 +370,13 @@ impl<'a> Trials<'a> {
             let mut through = block.clone();
             let done = quantize_block(block, hidden, recipe, &around, &mut |_| stopped())?;
             replace(&mut through, done);
-            blocks.push(self.error(&through, i)?);
+            let Part { packs, entering, leaving } = &self.held_out;
+            blocks.push(output_error(&through, &entering[i], &leaving[i], &self.rotary, &packs.layouts)?);
             progress.advance(1);
         }
         let error = blocks.iter().sum::<f64>() / blocks.len().max(1) as f64;
         Ok(Tried { recipe: recipe.name.clone(), blocks, error, seconds: Some(start.elapsed().as_secs_f64()) })
     }
-
-    /// Mean over the held-out rows of the squared error of a block's output over its square.
-    fn error(&self, block: &Block, i: usize) -> Result<f64, QuantizeError> {
-        let Part { packs, entering, leaving } = &self.held_out;
-        let (mut sum, mut rows) = (0.0, 0);
-        for w in 0..entering[i].windows() {
-            let mut got = block.forward(entering[i].get(w)?, &self.rotary, &packs.layouts[w]);
-            let wanted = leaving[i].get(w)?;
-            got.data.iter_mut().zip(&wanted.data).for_each(|(g, w)| *g -= w);
-            let pairs = got.data.chunks_exact(got.cols).zip(wanted.data.chunks_exact(got.cols));
-            sum +=
-                pairs.map(|(e, w)| sum_of_squares(e) / sum_of_squares(w).max(f64::MIN_POSITIVE)).sum::<f64>();
-            rows += got.rows;
-        }
-        Ok(sum / rows.max(1) as f64)
-    }
-}
-
-/// What a block makes of its input.
-fn pass(
-    block: &Block,
-    hidden: &Store,
-    rotary: &RotaryTables,
-    packs: &Packs,
-    place: &Place,
-) -> Result<Store, QuantizeError> {
-    let mut out = Store::new(place, hidden.channels(), hidden.rows())?;
-    for i in 0..hidden.windows() {
-        out.put(i, block.forward(hidden.get(i)?, rotary, &packs.layouts[i]))?;
-    }
-    Ok(out)
-}
-
-fn copy(store: &Store, place: &Place) -> Result<Store, QuantizeError> {
-    let mut out = Store::new(place, store.channels(), store.rows())?;
-    for i in 0..store.windows() {
-        out.put(i, store.get(i)?)?;
-    }
-    Ok(out)
-}
-
-/// Gives a block the codes that it was quantized to.
-fn replace(block: &mut Block, done: QuantizedBlock) {
-    for site in done.sites {
-        let linear = block.linears.iter_mut().flatten().find(|l| l.site.name == site.name);
-        if let Some(linear) = linear {
-            if let Some(weight) = site.stored.weight {
-                linear.weight = Weight::Quantized(weight);
-            }
-            linear.input = site.stored.input;
-        }
-    }
-    block.products = done.attention.map(|a| a.stored);
 }
 
 #[cfg(test)]

@@ -85,9 +85,9 @@ pub(crate) fn stored_bits(sites: &[&Site], scheme: &LayerScheme) -> u64 {
 
 /// Error and bits of one set in one scheme.
 #[derive(Clone, Copy, Debug)]
-struct Cost {
-    error: f64,
-    bits: u64,
+pub(crate) struct Cost {
+    pub(crate) error: f64,
+    pub(crate) bits: u64,
 }
 
 /// The cost of every scheme for one set.
@@ -138,7 +138,7 @@ fn relative_error(
 }
 
 /// For every set the position of the scheme that it gets.
-fn choose(options: &[Vec<Cost>], budget: Option<u64>) -> Vec<usize> {
+pub(crate) fn choose(options: &[Vec<Cost>], budget: Option<u64>) -> Vec<usize> {
     let best = |costs: &Vec<Cost>, key: fn(&Cost) -> (f64, f64)| {
         let order = |&a: &usize, &b: &usize| {
             let (a, b) = (key(&costs[a]), key(&costs[b]));

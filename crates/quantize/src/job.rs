@@ -1,5 +1,6 @@
 //! A whole run: from a checkpoint to the output folder.
 
+use crate::allocation::allocate;
 use crate::choice;
 use crate::clock::{Phase, timed};
 use crate::inputs::Packs;
@@ -111,7 +112,10 @@ pub fn quantize(job: &Job, progress: &mut dyn Progress) -> Result<Outcome, Quant
         let _ = fs::remove_dir_all(&partial);
         return Ok(Outcome { report, was_finished: true });
     }
-    let settled = choice::settle(job, progress)?;
+    let settled = match allocate(job, &id, &partial, progress)? {
+        None => choice::settle(job, progress)?,
+        allocated => allocated,
+    };
     let job = &Job { recipe: settled.as_ref().unwrap_or(job.recipe), ..*job };
     if !job.recipe.needs_calibration() {
         let report = weights_only::run(job, &id, &partial, progress)?;
@@ -330,7 +334,7 @@ impl Run<'_> {
     /// The tensors that transforms changed and that are not quantized.
     fn kept_tensors(&self, block: &Block, changed: &BTreeSet<String>) -> Vec<(TensorSpec, Vec<u8>)> {
         let recipe = self.job.recipe;
-        let coded = |site: &Site| recipe.weight_bits < 16 && !recipe.keeps(site);
+        let coded = |site: &Site| recipe.bits_of(&site.name).0 < 16 && !recipe.keeps(site);
         let sites = block.spec.taps.iter().flat_map(|t| &t.sites);
         let coded: BTreeSet<String> = sites.filter(|s| coded(s)).map(Site::weight).collect();
         tensors_of(self.job.model, block, &changed.difference(&coded).cloned().collect())

@@ -1,5 +1,6 @@
 //! Post-training quantization: plan, streamed calibration, methods, recipes, journal.
 
+mod allocation;
 mod auto;
 mod built_in;
 mod choice;
@@ -12,6 +13,7 @@ mod journal;
 pub mod methods;
 mod output;
 mod plan;
+mod probe;
 mod profile;
 mod recipe;
 mod recipe_file;

@@ -4,6 +4,7 @@
 //! time a count of its operations at a speed measured on this machine; their constants are in [`cost`].
 
 use crate::QuantizeError;
+use crate::allocation;
 use crate::choice::{check_bound, stored_bits};
 use crate::inputs::PACK;
 use crate::job::activation_bytes;
@@ -119,7 +120,7 @@ pub struct PlannedSite {
 }
 
 impl PlannedSite {
-    fn new(site: &Site, weight_bits: u32, activation_bits: u32, shifts: bool) -> Self {
+    pub(crate) fn new(site: &Site, weight_bits: u32, activation_bits: u32, shifts: bool) -> Self {
         let (name, kind, rows, cols) = (&site.name, site.kind(), site.outputs, site.inputs);
         let mut bytes = 0;
         if weight_bits < 16 {
@@ -235,8 +236,7 @@ pub fn plan(model: &Model, recipe: &Recipe, options: PlanOptions) -> Result<Plan
     check_shapes(model, recipe)?;
     let shifts = recipe.method == Method::Fpq && recipe.shifts != ShiftRule::None;
     let planned = |site: &Site| {
-        let untouched = recipe.weight_bits == 16 && recipe.activation_bits == 16;
-        (!recipe.keeps(site) && !untouched).then(|| match recipe.layer_scheme(&site.name) {
+        (!recipe.leaves(site)).then(|| match recipe.layer_scheme(&site.name) {
             // What will be chosen is not known from the headers: the largest.
             Some(_) if !recipe.alternatives.is_empty() => {
                 let choices = recipe.choices();
@@ -244,7 +244,14 @@ pub fn plan(model: &Model, recipe: &Recipe, options: PlanOptions) -> Result<Plan
                 PlannedSite::of_scheme(site, *largest.unwrap_or(&choices[0]))
             }
             Some(scheme) => PlannedSite::of_scheme(site, scheme),
-            None => PlannedSite::new(site, recipe.weight_bits, recipe.activation_bits, shifts),
+            None => {
+                // What will be allocated is not known from the headers: the largest.
+                let (weight, input) = match recipe.max_bits {
+                    Some(_) => (8, if recipe.activation_bits < 16 { 8 } else { 16 }),
+                    None => recipe.bits_of(&site.name),
+                };
+                PlannedSite::new(site, weight, input, shifts)
+            }
         })
     };
     let sites: Vec<PlannedSite> = a.sites().filter_map(planned).collect();
@@ -286,6 +293,7 @@ pub fn plan(model: &Model, recipe: &Recipe, options: PlanOptions) -> Result<Plan
 fn check_shapes(model: &Model, recipe: &Recipe) -> Result<(), QuantizeError> {
     let a = &model.architecture;
     check_bound(a, recipe)?;
+    allocation::check_bound(a, recipe)?;
     for block in &a.blocks {
         if let Some(scheme) = recipe.attention_scheme(block.attention_name()) {
             let checked = scheme.check(block.attention_name(), block.attention_widths());
@@ -377,6 +385,25 @@ impl Shape<'_> {
         self.activation_bytes() > self.options.activation_memory
     }
 
+    /// Most bits of a code.
+    fn weight_bits(&self) -> u32 {
+        let own = self.recipe.layer_bits.values().copied().chain([self.recipe.weight_bits]);
+        if self.recipe.max_bits.is_some() { 8 } else { own.filter(|&b| b < 16).max().unwrap_or(8) }
+    }
+
+    /// What is there beside a run while sensitivities are measured: two more copies of a block, and its codes.
+    fn allocation_bytes(&self) -> Result<u64, CheckpointError> {
+        let mut most = 0;
+        for block in self.architecture().blocks.iter().filter(|_| self.recipe.allocates()) {
+            let mut bytes = 0;
+            for site in block.taps.iter().flat_map(|t| &t.sites) {
+                bytes += 2 * self.stored_weight(site)? + (site.outputs * site.inputs) as u64;
+            }
+            most = most.max(bytes);
+        }
+        Ok(most)
+    }
+
     /// Bytes of a layer's weight as stored in the checkpoint.
     fn stored_weight(&self, site: &Site) -> Result<u64, CheckpointError> {
         Ok(self.model.weight_info(site)?.bytes)
@@ -410,6 +437,9 @@ impl Shape<'_> {
         let largest = moments.into_iter().reduce(|a, b| if b.peak_bytes() > a.peak_bytes() { b } else { a });
         let mut largest = largest.unwrap_or(Memory { moment: String::new(), terms: Vec::new() });
         largest.terms.push(("calibration data", self.input_bytes()));
+        if self.recipe.allocates() {
+            largest.terms.push(("copies of a block", self.allocation_bytes()?));
+        }
         largest.terms.push(("allocator", largest.peak_bytes() / cost::ALLOCATOR_SHARE));
         Ok(largest)
     }
@@ -477,7 +507,7 @@ impl Shape<'_> {
         let mut terms = vec![
             ("process", self.process()),
             ("stored weights", stored),
-            ("codes", done * u64::from(self.recipe.weight_bits.min(8)) / 8),
+            ("codes", done * u64::from(self.weight_bits()) / 8),
         ];
         let hidden = self.architecture().hidden;
         let channels = block.carried(tap, hidden) as u64 + sites[0].inputs as u64;
@@ -556,7 +586,7 @@ impl Shape<'_> {
         let packing = weights
             + cost::COMPARED_INPUTS * 4 * sample * k
             + cost::COMPARED_OUTPUTS * 4 * sample * group.min(COMPARED_ROWS as u64)
-            + group * k * u64::from(self.recipe.weight_bits.min(8)) / 8;
+            + group * k * u64::from(self.weight_bits()) / 8;
         let mut moments = vec![("forward pass", forward), ("compare and pack", packing)];
         let searched = self.recipe.method == Method::Fpq;
         let rounded = self.recipe.method == Method::Scheme && self.recipe.uses_factor();
@@ -609,6 +639,9 @@ impl Shape<'_> {
             }
             self.search_work(&tap.sites, &mut work);
         }
+        if self.recipe.allocates() {
+            self.allocation_work(&mut work);
+        }
         for block in a.blocks.iter().filter(|b| self.recipe.quantizes_attention(b.attention_name())) {
             self.attention_work(block, &mut work);
         }
@@ -622,6 +655,21 @@ impl Shape<'_> {
                 * (a.embedding().outputs * a.embedding().inputs) as f64;
         }
         work
+    }
+
+    /// Every layer quantized to every width for a part of the inputs, and as many passes through its block as that has
+    /// taps and there are widths.
+    fn allocation_work(&self, work: &mut Work) {
+        let rows = self.options.rows.min(allocation::ROWS);
+        let some = Shape { options: PlanOptions { rows, ..self.options }, ..*self };
+        let widths = allocation::widths(self.recipe).len();
+        for block in &self.architecture().blocks {
+            let layers = block.taps.iter().flat_map(|t| &t.sites).map(|s| s.outputs * s.inputs);
+            work.multiply_adds += (layers.sum::<usize>() * rows * (block.taps.len() * widths + 1)) as f64;
+            for tap in &block.taps {
+                (0..widths).for_each(|_| some.search_work(&tap.sites, work));
+            }
+        }
     }
 
     /// The search of the operands; probabilities take far less.

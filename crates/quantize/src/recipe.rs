@@ -133,6 +133,9 @@ impl Products {
     }
 }
 
+/// Widths of numbers, 16 for what is left alone.
+pub(crate) const BITS: [u32; 4] = [4, 6, 8, 16];
+
 /// What shares a scale among attention's probabilities.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -178,12 +181,18 @@ pub struct Recipe {
     /// take the one of least error. Inputs, where they are quantized, follow their weights.
     #[serde(serialize_with = "as_texts", skip_serializing_if = "Vec::is_empty")]
     pub alternatives: Vec<Scheme>,
-    /// With `alternatives`: most stored bits of a weight, on average over all quantized layers, scales included.
+    /// Most stored bits of a weight, scales and shifts included. With `alternatives` on average over all quantized layers;
+    /// with methods that choose formats on average over the linear layers of the blocks, which then get 4, 6 or 8 bits each,
+    /// `weight_bits` at least, by measured sensitivity.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_bits: Option<f32>,
     /// Schemes of weights by parts of layer names, instead of `weight_scheme`; the longest part that fits counts.
     #[serde(serialize_with = "as_map", skip_serializing_if = "BTreeMap::is_empty")]
     pub schemes: BTreeMap<String, Scheme>,
+    /// Bits of layers by parts of their names, instead of `weight_bits` and (unless that is 16) `activation_bits`, for methods that
+    /// choose formats; the longest part that fits counts.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub layer_bits: BTreeMap<String, u32>,
     /// How the scales of weights are chosen, for `method = "scheme"`.
     pub scales: Scales,
     /// What is done to the full-precision network first, block by block and in this order, to make it easier to quantize:
@@ -253,6 +262,7 @@ impl Default for Recipe {
             alternatives: Vec::new(),
             max_bits: None,
             schemes: BTreeMap::new(),
+            layer_bits: BTreeMap::new(),
             scales: Scales::Absmax,
             transforms: Vec::new(),
             keep: Vec::new(),
@@ -300,13 +310,28 @@ impl Recipe {
         if self.method != Method::Scheme {
             return None;
         }
-        let dotted = format!("{name}.");
-        let named = self.schemes.iter().filter(|(part, _)| dotted.contains(part.as_str()));
-        let named = named.max_by_key(|(part, _)| part.len()).map(|(_, scheme)| *scheme);
-        Some(match named {
-            Some(weight) => self.with_input(weight),
+        Some(match longest_part(&self.schemes, name) {
+            Some(&weight) => self.with_input(weight),
             None => LayerScheme { weight: self.weight_scheme, input: self.input_scheme },
         })
+    }
+
+    /// Bits of the weight and of the input of the linear layer `name`, for methods that choose formats.
+    pub fn bits_of(&self, name: &str) -> (u32, u32) {
+        match longest_part(&self.layer_bits, name) {
+            Some(&bits) => (bits, if self.activation_bits < 16 { bits } else { 16 }),
+            None => (self.weight_bits, self.activation_bits),
+        }
+    }
+
+    /// Whether the bits of every layer are chosen under a bound on their average.
+    pub(crate) fn allocates(&self) -> bool {
+        self.max_bits.is_some() && self.method != Method::Scheme
+    }
+
+    /// Whether this linear layer is not quantized.
+    pub(crate) fn leaves(&self, site: &Site) -> bool {
+        self.keeps(site) || self.bits_of(&site.name) == (16, 16)
     }
 
     /// The schemes among which layers choose: `weight_scheme` and the alternatives.
@@ -368,9 +393,6 @@ impl Recipe {
                 BlockQuantizer::new(weight, 1.0, self.scales.rule())
                     .map_err(|e| QuantizeError::Recipe { field: "scales".into(), message: e.to_string() })?;
             }
-        }
-        if let Some(bits) = self.max_bits.filter(|b| !(*b > 0.0 && *b <= 32.0)) {
-            return wrong("max_bits", format!("{bits} is not between 0 and 32"));
         }
         let coded = |s: &LayerScheme| s.weight.is_some_and(|w| w.scale != ScaleFormat::F32);
         if self.scales != Scales::Absmax && !possible.iter().any(coded) {
@@ -466,19 +488,37 @@ impl Recipe {
             ("embedding_bits", self.embedding_bits),
             ("attention_bits", self.attention_bits),
         ] {
-            if ![4, 6, 8, 16].contains(&bits) {
+            if !BITS.contains(&bits) {
                 return wrong(field, format!("{bits} is none of 4, 6, 8 and 16"));
             }
         }
+        if let Some((layer, bits)) = self.layer_bits.iter().find(|(_, b)| !BITS.contains(b)) {
+            return wrong("layer_bits", format!("{bits} of {layer:?} is none of 4, 6, 8 and 16"));
+        }
         match self.method {
+            Method::Scheme if !self.layer_bits.is_empty() => {
+                return wrong(
+                    "layer_bits",
+                    "is for methods that choose formats; method = \"scheme\" has schemes".into(),
+                );
+            }
             Method::Scheme => self.check_schemes()?,
             _ if self.weight_scheme.is_some() || self.input_scheme.is_some() => {
                 return wrong("weight_scheme", "and input_scheme go with method = \"scheme\"".into());
             }
-            _ if !self.alternatives.is_empty() || !self.schemes.is_empty() || self.max_bits.is_some() => {
-                return wrong("alternatives", "schemes and max_bits go with method = \"scheme\"".into());
+            _ if !self.alternatives.is_empty() || !self.schemes.is_empty() => {
+                return wrong("alternatives", "and schemes go with method = \"scheme\"".into());
+            }
+            _ if self.max_bits.is_some() && (self.weight_bits == 16 || !self.layer_bits.is_empty()) => {
+                return wrong("max_bits", "chooses layer_bits, from weight_bits on; give it without layer_bits and with weight_bits below 16".into());
+            }
+            _ if self.max_bits.is_some() && ![16, self.weight_bits].contains(&self.activation_bits) => {
+                return wrong("max_bits", "gives inputs as many bits as weights; activation_bits must be 16 or equal to weight_bits".into());
             }
             _ => {}
+        }
+        if let Some(bits) = self.max_bits.filter(|b| !(*b > 0.0 && *b <= 32.0)) {
+            return wrong("max_bits", format!("{bits} is not between 0 and 32"));
         }
         self.check_attention()?;
         if self.rounds == 0 || self.rounds > 100 {
@@ -554,6 +594,13 @@ impl Recipe {
     }
 }
 
+/// What a map says of the layer `name` by the longest part of it that the map has.
+fn longest_part<'a, T>(parts: &'a BTreeMap<String, T>, name: &str) -> Option<&'a T> {
+    let dotted = format!("{name}.");
+    let fitting = parts.iter().filter(|(part, _)| dotted.contains(part.as_str()));
+    fitting.max_by_key(|(part, _)| part.len()).map(|(_, found)| found)
+}
+
 /// Whether inputs of this scheme can be computed.
 ///
 /// # Errors
@@ -597,6 +644,26 @@ mod tests {
         // Integers in groups have no inputs that could be computed.
         let int4 = Recipe { alternatives: vec!["int4/group32".parse().unwrap()], ..recipe };
         assert!(int4.check().unwrap_err().to_string().contains("int4/group32/dynamic"));
+    }
+
+    #[test]
+    fn layers_may_have_bits_of_their_own() {
+        let bits = BTreeMap::from([("down_proj".into(), 6), ("layers.0.mlp.down_proj".into(), 16)]);
+        let recipe = Recipe { layer_bits: bits, ..Recipe::default() };
+        recipe.check().unwrap();
+        assert_eq!(recipe.bits_of("model.layers.1.mlp.down_proj"), (6, 6));
+        assert_eq!(recipe.bits_of("model.layers.1.mlp.up_proj"), (4, 4));
+        assert!(recipe.leaves(&Site::new("model.layers.0.mlp.down_proj", 1, 1)));
+        let weights = Recipe { activation_bits: 16, ..recipe.clone() };
+        assert_eq!(weights.bits_of("model.layers.1.mlp.down_proj"), (6, 16));
+        let error = |recipe: Recipe| recipe.check().unwrap_err().to_string();
+        assert!(error(Recipe { max_bits: Some(5.0), ..recipe.clone() }).contains("without layer_bits"));
+        let three = BTreeMap::from([("up_proj".into(), 3)]);
+        assert!(error(Recipe { layer_bits: three, ..recipe.clone() }).contains("up_proj"));
+        let mixed = Recipe { max_bits: Some(5.0), activation_bits: 8, ..Recipe::default() };
+        assert!(error(mixed).contains("as many bits"));
+        let scheme = Recipe { layer_bits: recipe.layer_bits, ..Recipe::named("nvfp4-w4a16").unwrap() };
+        assert!(error(scheme).contains("layer_bits"));
     }
 
     #[test]

@@ -105,8 +105,15 @@ pub fn quantize_tap(
     let size = if recipe.share_input { sites.len() } else { 1 };
     let mut results = Vec::with_capacity(sites.len());
     let mut sites = sites.into_iter().peekable();
-    while sites.peek().is_some() {
-        let members: Vec<SiteWeight> = sites.by_ref().take(size).collect();
+    while let Some(first) = sites.next() {
+        let bits = recipe.bits_of(&first.site.name);
+        let (weight_bits, activation_bits) = bits;
+        let recipe = &Recipe { weight_bits, activation_bits, ..recipe.clone() };
+        let mut members = vec![first];
+        while members.len() < size {
+            let Some(next) = sites.next_if(|s| recipe.bits_of(&s.site.name) == bits) else { break };
+            members.push(next);
+        }
         let described: Vec<Site> = members.iter().map(|m| m.site.clone()).collect();
         let group = Group::new(members);
         let solution = match recipe.method {
