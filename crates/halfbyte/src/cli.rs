@@ -813,9 +813,9 @@ pub(crate) enum ScalesChoice {
     RoundUp,
     /// NVFP4: the better of max / 6 and max / 4.
     FourOverSix,
-    /// The code of least squared error.
+    /// The code of least squared error; for f32 scales (int4, int8, FP8) clip search.
     Sweep,
-    /// The code of least error weighted by the mean squares of the inputs; needs a calibration text.
+    /// The same, weighted by the mean squares of the inputs; needs a calibration text.
     Weighted,
 }
 

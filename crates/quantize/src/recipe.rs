@@ -36,9 +36,10 @@ pub enum Scales {
     RoundUp,
     /// NVFP4: the better of `max / 6` and `max / 4`.
     FourOverSix,
-    /// NVFP4, MXFP4: the code of least squared error.
+    /// Of least squared error: among the codes of block scales (NVFP4, MXFP4), or for f32 scales among the multiples of the largest
+    /// magnitude that `weight_grid` has (clip search).
     Sweep,
-    /// NVFP4, MXFP4: the code of least error weighted by the mean squares of the inputs, which a calibration text gives.
+    /// The same with errors weighted by the mean squares of the inputs, which a calibration text gives.
     Weighted,
 }
 
@@ -395,11 +396,12 @@ impl Recipe {
             }
         }
         let coded = |s: &LayerScheme| s.weight.is_some_and(|w| w.scale != ScaleFormat::F32);
-        if self.scales != Scales::Absmax && !possible.iter().any(coded) {
+        let any_scheme = matches!(self.scales, Scales::Absmax | Scales::Sweep | Scales::Weighted);
+        if !any_scheme && !possible.iter().any(coded) {
             return wrong(
                 "scales",
                 format!(
-                    "must be \"absmax\" for {weight}: other rules choose among the codes of E4M3 or E8M0 scales"
+                    "must be \"absmax\", \"sweep\" or \"weighted\" for {weight}: the others are for E4M3 or E8M0 scales"
                 ),
             );
         }
