@@ -92,7 +92,7 @@ pub(super) fn compared(
 }
 
 /// What was found, with all that it depends on.
-pub(super) fn json(comparison: &Comparison, args: &MeasureArgs, seed: Option<u64>) -> Value {
+fn json(comparison: &Comparison, args: &MeasureArgs, seed: Option<u64>) -> Value {
     let mut value = json!(comparison);
     if let Some(p) = &comparison.models[0].perplexity {
         value["protocol"] = p.protocol().into();
