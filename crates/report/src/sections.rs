@@ -1,15 +1,12 @@
 //! The facts told as a document.
 
-use crate::document::{Block, Document, Figure, Section, Table, Tile};
+use crate::document::{Block, Document, Figure, NONE, Section, Table, Tile};
 use crate::evaluation::{Evaluation, NORMAL_95, Task};
 use crate::facts::{Facts, Layer};
 use crate::numbers::{bytes, duration, percent, power_of_two, significant, thousands};
 use crate::plots::{self, ByTask, Measure, median};
 use crate::ranges::TapRange;
 use halfbyte_quantize::{InputReport, recipe_toml};
-
-/// Where there is no figure.
-const NONE: &str = "–";
 
 /// The report of `facts`.
 pub fn document(facts: &Facts) -> Document {
@@ -472,12 +469,7 @@ fn attention_table(f: &Facts) -> Table {
         "Operands of attention's own products, q·kᵀ and probabilities·v: formats, exponent biases of static ones",
         ["Attention", "Query", "Key", "Value", "Probability", "Error of the mixed values"],
     );
-    let operand = |input: &Option<InputReport>| {
-        or_none(input.as_ref().map(|i| match i.scheme.dynamic {
-            true => i.scheme.to_string(),
-            false => format!("{} {:.2}", i.scheme.element.to_string().to_uppercase(), i.bias),
-        }))
-    };
+    let operand = |input: &Option<InputReport>| or_none(input.as_ref().map(InputReport::brief));
     for a in &f.attention {
         let [query, key, value, probability] = [&a.query, &a.key, &a.value, &a.probability].map(operand);
         t.row([a.name.clone(), query, key, value, probability, or_none(a.relative_error.map(percent))]);

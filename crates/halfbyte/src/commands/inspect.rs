@@ -123,11 +123,7 @@ fn stored_attention(model: &Model) -> anyhow::Result<Vec<AttentionReport>> {
 /// A line for every attention whose products are quantized: formats, and exponent biases of static ones.
 fn attention_table(attention: &[AttentionReport]) -> Table {
     let mut table = Table::new(["attention", "query", "key", "value", "probability", "error"]);
-    let operand = |input: &Option<InputReport>| match input {
-        None => "-".to_string(),
-        Some(i) if i.scheme.dynamic => i.scheme.to_string(),
-        Some(i) => format!("{} {:.2}", i.scheme.element.to_string().to_uppercase(), i.bias),
-    };
+    let operand = |input: &Option<InputReport>| input.as_ref().map_or("-".into(), InputReport::brief);
     for a in attention {
         let error = a.relative_error.map_or("-".to_string(), |e| format!("{:.3} %", 100.0 * e));
         let [query, key, value, probability] = [&a.query, &a.key, &a.value, &a.probability].map(operand);
