@@ -194,14 +194,9 @@ fn add(input: &Input, hasher: &mut blake3::Hasher) {
 pub fn activation_bytes(architecture: &Architecture, recipe: &Recipe, tokens: usize) -> u64 {
     let taps = architecture.blocks.iter().flat_map(|b| &b.taps).map(|t| t.channels());
     let quantized = |b: &&BlockSpec| recipe.quantizes_attention(b.attention_name());
-    let operands = architecture.blocks.iter().filter(quantized).map(operand_channels);
+    let operands = architecture.blocks.iter().filter(quantized).map(BlockSpec::operand_channels);
     let widest = taps.chain(operands).max().unwrap_or(0);
     (tokens * (architecture.hidden + widest) * 4) as u64
-}
-
-/// Channels of a token's query, key and value together.
-pub(crate) fn operand_channels(block: &BlockSpec) -> usize {
-    (block.attention.heads + 2 * block.attention.kv_heads) * block.attention.head_dim
 }
 
 /// Memory where the activations at the widest place fit, else the working folder.
@@ -225,6 +220,16 @@ struct PartNote {
     layers: Vec<(LayerReport, LayerScheme)>,
     attention: Option<(AttentionReport, AttentionScheme)>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    transforms: Vec<Note>,
+}
+
+/// One part of the journal: the embedding, a block, or what lies behind the last.
+#[derive(Default)]
+struct Part {
+    sites: Vec<QuantizedSite>,
+    attention: Option<QuantizedAttention>,
+    /// Tensors that transforms changed and that are not quantized.
+    kept: Vec<(TensorSpec, Vec<u8>)>,
     transforms: Vec<Note>,
 }
 
@@ -258,9 +263,9 @@ impl Run<'_> {
             let around = Surroundings { rotary: &rotary, layouts: &self.packs.layouts, place: &self.place };
             for b in finished.saturating_sub(1)..blocks {
                 let mut block = timed(Phase::Read, || self.job.model.block(b))?;
-                let stopped = || if progress.stopped() { Err(QuantizeError::Stopped(b)) } else { Ok(()) };
+                let mut stopped = || if progress.stopped() { Err(QuantizeError::Stopped(b)) } else { Ok(()) };
                 let transformed = timed(Phase::Search, || {
-                    transform_block(&mut block, &hidden, self.job.recipe, &around, &mut || stopped())
+                    transform_block(&mut block, &hidden, self.job.recipe, &around, &mut stopped)
                 })?;
                 let kept = self.kept_tensors(&block, &transformed.changed);
                 let mut on_tap = |layers| {
@@ -271,7 +276,8 @@ impl Run<'_> {
                 hidden = done.hidden;
                 check_finite(&hidden, b)?;
                 timed(Phase::Write, || {
-                    self.write(b + 1, &done.sites, done.attention.as_ref(), kept, transformed.notes)?;
+                    let (sites, attention) = (done.sites, done.attention);
+                    self.write(b + 1, Part { sites, attention, kept, transforms: transformed.notes })?;
                     self.journal.write_state(b + 2, &hidden)
                 })?;
             }
@@ -282,7 +288,7 @@ impl Run<'_> {
                 true => Vec::new(),
                 false => quantize_head(self.job.model.head()?, hidden, self.job.recipe, &around)?,
             };
-            self.write(blocks + 1, &sites, None, Vec::new(), Vec::new())?;
+            self.write(blocks + 1, Part { sites, ..Part::default() })?;
             progress.advance(behind);
         }
         let report = timed(Phase::Write, || self.assemble(id))?;
@@ -316,7 +322,7 @@ impl Run<'_> {
             }
         }
         let hidden = embed(&stem, self.job.inputs, &self.packs, model.architecture.hidden, &self.place)?;
-        self.write(0, &sites, None, Vec::new(), Vec::new())?;
+        self.write(0, Part { sites, ..Part::default() })?;
         self.journal.write_state(1, &hidden)?;
         Ok(hidden)
     }
@@ -330,26 +336,20 @@ impl Run<'_> {
         tensors_of(self.job.model, block, &changed.difference(&coded).cloned().collect())
     }
 
-    fn write(
-        &self,
-        part: usize,
-        sites: &[QuantizedSite],
-        attention: Option<&QuantizedAttention>,
-        kept: Vec<(TensorSpec, Vec<u8>)>,
-        transforms: Vec<Note>,
-    ) -> Result<(), QuantizeError> {
-        let mut tensors: Vec<_> = sites.iter().flat_map(|s| s.stored.tensors(&s.name)).collect();
-        if let Some(a) = attention {
+    /// Writes part number `number` of the journal.
+    fn write(&self, number: usize, part: Part) -> Result<(), QuantizeError> {
+        let mut tensors: Vec<_> = part.sites.iter().flat_map(|s| s.stored.tensors(&s.name)).collect();
+        if let Some(a) = &part.attention {
             // Part 0 is the embedding.
-            let widths = self.job.model.architecture.blocks[part - 1].attention_widths();
+            let widths = self.job.model.architecture.blocks[number - 1].attention_widths();
             tensors.extend(a.stored.tensors(&a.name, widths));
         }
-        tensors.extend(kept);
-        let layers = sites.iter().map(|s| (LayerReport::new(s, self.shape(&s.name)), s.stored.scheme()));
-        let attention = attention.map(|a| (AttentionReport::new(a), a.stored.scheme()));
-        let note = PartNote { layers: layers.collect(), attention, transforms };
+        tensors.extend(part.kept);
+        let layers = part.sites.iter().map(|s| (LayerReport::new(s, self.shape(&s.name)), s.stored.scheme()));
+        let attention = part.attention.as_ref().map(|a| (AttentionReport::new(a), a.stored.scheme()));
+        let note = PartNote { layers: layers.collect(), attention, transforms: part.transforms };
         let note = serde_json::to_string(&note).map_err(|e| QuantizeError::Output(e.to_string()))?;
-        self.journal.write_block(part, &tensors, note)
+        self.journal.write_block(number, &tensors, note)
     }
 
     fn shape(&self, name: &str) -> [usize; 2] {

@@ -1,5 +1,6 @@
 //! Post-training quantization: plan, streamed calibration, methods, recipes, journal.
 
+mod built_in;
 mod choice;
 mod clock;
 mod embedding;

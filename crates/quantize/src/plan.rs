@@ -6,8 +6,9 @@
 use crate::QuantizeError;
 use crate::choice::{check_bound, stored_bits};
 use crate::inputs::PACK;
-use crate::job::{activation_bytes, operand_channels};
+use crate::job::activation_bytes;
 use crate::methods::block_scale::is_block;
+use crate::methods::{COMPARED_ROWS, PIECE_BYTES};
 use crate::output::untied_tensors;
 use crate::recipe::{First, Method, Recipe, Search};
 use crate::search::{HISTOGRAM_BYTES, ShiftRule, steps_per_channel};
@@ -28,8 +29,6 @@ mod cost {
     pub(super) const TOKENIZER: u64 = 16;
     /// Temporaries of a search or correction over a piece of a group's rows.
     pub(super) const PIECE_BUFFERS: u64 = 4;
-    /// Bytes of such a piece at most (as in `methods::fpq`).
-    pub(super) const PIECE_BYTES: u64 = 16 << 20;
     /// Copies of the sample `[tokens, inputs]` in the search of an input: the sample, its transpose, the error of a
     /// candidate.
     pub(super) const SAMPLE_COPIES: u64 = 3;
@@ -38,8 +37,6 @@ mod cost {
     /// Outputs of the sample `[tokens, outputs]` and its inputs `[tokens, inputs]` that are compared.
     pub(super) const COMPARED_OUTPUTS: u64 = 2;
     pub(super) const COMPARED_INPUTS: u64 = 2;
-    /// Output channels compared at a time (as in `methods`).
-    pub(super) const COMPARED_ROWS: u64 = 2048;
     /// Copies of one window `[tokens, widest]` in a forward pass: input, quantized input, outputs.
     pub(super) const FORWARD_COPIES: u64 = 4;
     /// Copies of the embedding table in f32 while it is quantized: values, decoded codes.
@@ -500,7 +497,7 @@ impl Shape<'_> {
         for site in block.taps.iter().flat_map(|t| &t.sites) {
             stored += self.stored_weight(site)?;
         }
-        let channels = operand_channels(block) as u64;
+        let channels = block.operand_channels() as u64;
         let hidden = self.architecture().hidden;
         let output = block.taps.get(1).map_or(0, |t| t.sites.iter().map(|s| s.outputs * s.inputs).sum());
         let terms = vec![
@@ -558,7 +555,7 @@ impl Shape<'_> {
         let sample = self.sample();
         let packing = weights
             + cost::COMPARED_INPUTS * 4 * sample * k
-            + cost::COMPARED_OUTPUTS * 4 * sample * group.min(cost::COMPARED_ROWS)
+            + cost::COMPARED_OUTPUTS * 4 * sample * group.min(COMPARED_ROWS as u64)
             + group * k * u64::from(self.recipe.weight_bits.min(8)) / 8;
         let mut moments = vec![("forward pass", forward), ("compare and pack", packing)];
         let searched = self.recipe.method == Method::Fpq;
@@ -580,7 +577,7 @@ impl Shape<'_> {
                 // multiplied by the inverse first, a copy of it in the order of rounding.
                 let solved = cross && recipe.correct && group > k;
                 let squares = 1 + u64::from(cross) + u64::from(solved);
-                let pieces = cost::PIECE_BUFFERS * weights.min(cost::PIECE_BYTES);
+                let pieces = cost::PIECE_BUFFERS * weights.min(PIECE_BYTES as u64);
                 moments.push(("search of the weights", weights + squares * 4 * k * k + pieces));
             }
         }
@@ -638,7 +635,8 @@ impl Shape<'_> {
             ShiftRule::Error => steps_per_channel(&recipe.activation_grid),
             _ => recipe.activation_grid.steps,
         };
-        work.roundings += formats * candidates as f64 * self.sample() as f64 * operand_channels(block) as f64;
+        work.roundings +=
+            formats * candidates as f64 * self.sample() as f64 * block.operand_channels() as f64;
     }
 
     /// Each line is one of the steps of `methods::fpq`, or of `methods::gptq`.

@@ -7,8 +7,7 @@
 
 use super::block_scale::{of_mean_one, scales};
 use super::feedback::{self, Factor};
-use super::fpq::piece;
-use super::{SiteWeight, correct};
+use super::{SiteWeight, correct, piece};
 use crate::QuantizeError;
 use crate::clock::{Phase, timed};
 use crate::recipe::{Recipe, Scales};

@@ -161,9 +161,17 @@ fn finish(
     Ok(())
 }
 
+/// Bytes of one temporary of a method; rows of a weight are worked on in pieces of that size.
+pub(crate) const PIECE_BYTES: usize = 16 << 20;
+
+/// Values of the whole rows that are worked on at a time.
+fn piece(inputs: usize) -> usize {
+    inputs * (PIECE_BYTES / (4 * inputs)).max(1)
+}
+
 /// Rows of a weight whose outputs are compared at a time: an output layer's for all tokens would be the largest matrix of
 /// the run.
-const COMPARED_ROWS: usize = 2048;
+pub(crate) const COMPARED_ROWS: usize = 2048;
 
 /// Mean squared error of the quantized layer's output over the sample, `seen` being the quantized inputs, and mean square
 /// of the full-precision output. Products of bfloat16 add a relative squared error of about 10⁻⁵ at most.
