@@ -1,7 +1,7 @@
 //! `halfbyte inspect`: what a folder holds.
 
 use super::measure;
-use super::report::read_report;
+use super::report::find_report;
 use crate::cli::InspectArgs;
 use crate::output::{self, Table, bytes, thousands};
 use anyhow::Context;
@@ -22,11 +22,8 @@ pub(crate) fn run(args: &InspectArgs) -> anyhow::Result<()> {
 }
 
 fn quantized(args: &InspectArgs, model: &Model, manifest: &Manifest) -> anyhow::Result<()> {
-    // Other tools leave no report, and ours may have been lost: the layers themselves tell all but their errors.
-    let report = match args.dir.join("report.json").exists() {
-        true => Some(read_report(&args.dir)?),
-        false => None,
-    };
+    // Without a report the layers themselves tell all but their errors.
+    let report = find_report(&args.dir)?;
     let layers = match &report {
         Some(report) => report.layers.clone(),
         None => stored_layers(model, manifest)?,
