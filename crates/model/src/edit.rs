@@ -1,7 +1,6 @@
 //! A network that is changed in memory: what transforms of a checkpoint need.
 
 use crate::block::Block;
-use crate::head::Head;
 use crate::linear::{Linear, Weight};
 use crate::model::transposed;
 use crate::norm::Norm;
@@ -17,13 +16,8 @@ impl Block {
         around.chain(heads).find(|n| n.spec().name == name)
     }
 
-    /// The norms before attention and before the MLP.
-    pub fn norms_before_mut(&mut self) -> [Option<&mut Norm>; 2] {
-        [self.attention.before.as_mut(), self.mlp.before.as_mut()]
-    }
-
-    /// The values of a norm's or linear layer's tensor, in the order in which an unquantized checkpoint stores them; `None` if
-    /// the block has no such tensor.
+    /// The values of a norm's or linear layer's tensor, in the order in which an unquantized checkpoint stores them; `None`
+    /// if the block has no such tensor.
     pub fn stored(&self, tensor: &str) -> Option<Vec<f32>> {
         let around = [&self.attention, &self.mlp].into_iter();
         let around = around.flat_map(|a| [&a.before, &a.after, &a.post]).flatten();
@@ -31,20 +25,11 @@ impl Block {
         let norm = || around.chain(heads).find_map(|n| stored_of_norm(n, tensor));
         self.linears.iter().flatten().find_map(|l| stored_of_linear(l, tensor)).or_else(norm)
     }
-}
 
-impl Block {
     /// The shape of a tensor of [`stored`](Self::stored).
     pub fn shape_of(&self, tensor: &str) -> Option<Vec<usize>> {
         let hidden = self.spec.taps.first().map_or(0, |t| t.channels());
         self.spec.tensors(hidden).into_iter().find(|(name, _)| name == tensor).map(|(_, shape)| shape)
-    }
-}
-
-impl Head {
-    /// The norm after the last block, if there is one.
-    pub fn norm_mut(&mut self) -> Option<&mut Norm> {
-        self.norm.as_mut()
     }
 }
 

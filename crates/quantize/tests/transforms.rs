@@ -5,9 +5,9 @@ mod util;
 
 use halfbyte_model::Model;
 use halfbyte_quantize::transforms::{StoredAs, TransformJob, TransformReport, transform_checkpoint};
-use halfbyte_quantize::{Job, Recipe, Transform, quantize};
+use halfbyte_quantize::{Recipe, Transform};
 use std::path::{Path, PathBuf};
-use util::{Silent, asset, families, inputs, logits};
+use util::{Silent, asset, families, family, inputs, logits, tried};
 
 fn transform(model: &Model, with: &[&str], recipe: &str, out: &Path) -> TransformReport {
     let transforms: Vec<Transform> = with.iter().map(|t| t.parse().unwrap()).collect();
@@ -37,28 +37,13 @@ fn quantized_error(model: &Model, recipe: &str, with: &[&str]) -> f64 {
     let transforms = with.iter().map(|t| t.parse().unwrap()).collect();
     let keep = vec!["lm_head".into(), "embedding".into()];
     let recipe = Recipe { transforms, keep, embedding_bits: 16, ..Recipe::named(recipe).unwrap() };
-    let scratch = tempfile::tempdir().unwrap();
-    let out = scratch.path().join("out");
-    let calibration = inputs(&model.architecture, 12, 0);
-    let job = Job {
-        model,
-        recipe: &recipe,
-        inputs: &calibration,
-        out: &out,
-        activation_memory: 1 << 30,
-        pages: None,
-    };
-    let report = quantize(&job, &mut Silent).unwrap().report;
+    let (report, error) = tried(model, &recipe);
     assert_eq!(report.transforms.is_empty(), with.is_empty());
-    let test = inputs(&model.architecture, 9, 99);
-    let (full, found) = (logits(model, &test), logits(&Model::open(&out).unwrap(), &test));
-    let square = |v: f32| f64::from(v) * f64::from(v);
-    let error: f64 = full.data.iter().zip(&found.data).map(|(a, b)| square(a - b)).sum();
-    error / full.data.iter().map(|&v| square(v)).sum::<f64>()
+    error
 }
 
 /// Transforms, opens what was written, and gives the difference and the report.
-fn tried(dir: &Path, with: &[&str], recipe: &str) -> (f32, TransformReport) {
+fn transformed(dir: &Path, with: &[&str], recipe: &str) -> (f32, TransformReport) {
     let scratch = tempfile::tempdir().unwrap();
     let model = Model::open(dir).unwrap();
     let out = scratch.path().join("out");
@@ -86,7 +71,7 @@ fn no_transform_changes_a_network() {
         let (with, recipe) = alone[i % 4].clone();
         let together = vec!["os-plus:steps=3:taps=all", "smooth-quant:alpha=0.9:taps=all", "pow2"];
         for (with, recipe) in [(with, recipe), (together, "minmax-int-w4a4")] {
-            let (difference, report) = tried(&dir, &with, recipe);
+            let (difference, report) = transformed(&dir, &with, recipe);
             let name = dir.file_name().unwrap().to_string_lossy();
             assert!(difference < 1e-4, "{name}: {with:?}: {difference:e}");
             worst = worst.max(difference);
@@ -103,8 +88,7 @@ fn no_transform_changes_a_network() {
 #[test]
 fn powers_of_two_change_no_bit() {
     for name in ["llama_tied_bf16", "opt", "phi3", "gpt_neox"] {
-        let dir = families().into_iter().find(|d| d.ends_with(name)).unwrap();
-        let (difference, report) = tried(&dir, &["pow2"], "minmax-fp-w4a4");
+        let (difference, report) = transformed(&family(name), &["pow2"], "minmax-fp-w4a4");
         assert_eq!((difference, report.dtype), (0.0, None), "{name}");
         let factors: Vec<[f32; 2]> = report.notes.iter().filter_map(|n| n.factors).collect();
         assert!(!factors.is_empty() && factors.iter().flatten().all(|f| f.log2().fract() == 0.0), "{name}");
@@ -164,9 +148,8 @@ fn with_outliers(dir: &Path, to: &Path) {
 /// The order in which the paper on Outlier Suppression+ has them (arXiv 2304.09145, tables 2 and 3).
 #[test]
 fn against_outliers_os_plus_is_no_worse_than_smooth_quant() {
-    let dir = families().into_iter().find(|d| d.ends_with("opt")).unwrap();
     let scratch = tempfile::tempdir().unwrap();
-    with_outliers(&dir, scratch.path());
+    with_outliers(&family("opt"), scratch.path());
     let model = Model::open(scratch.path()).unwrap();
     for recipe in ["minmax-int-w8a8", "minmax-int-w6a6"] {
         let error = |with: &[&str]| quantized_error(&model, recipe, with);

@@ -14,6 +14,9 @@ use tracing::info;
 /// Tokens of a calibration window where neither the user nor the model's context says otherwise.
 const WINDOW: usize = 512;
 
+/// Most memory for activations where no option says otherwise.
+pub(super) const ACTIVATION_MEMORY: u64 = 1 << 30;
+
 /// What a run calibrates on.
 #[derive(Default)]
 pub(super) struct Samples {
@@ -194,7 +197,7 @@ pub(super) fn amount(
 }
 
 /// The calibration window, checked against the model's context.
-fn window(args: &CalibrationArgs, model: &Model) -> anyhow::Result<usize> {
+pub(super) fn window(args: &CalibrationArgs, model: &Model) -> anyhow::Result<usize> {
     let context = model.architecture.context;
     if let Some(window) = args.calibration_window
         && Kind::of(model) != Kind::Windows
