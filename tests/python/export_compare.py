@@ -324,7 +324,8 @@ def main():
             folder = scratch / f"q{i}"
             if recipe == "mixed":
                 (scratch / "mixed.toml").write_text(MIXED)
-            run("quantize", model, "--recipe", scratch / "mixed.toml" if recipe == "mixed" else recipe, "--scales", scales, "--out", folder, "--calibration", text,
+            named = scratch / "mixed.toml" if recipe == "mixed" else recipe
+            run("quantize", model, "--recipe", named, "--scales", scales, "--out", folder, "--calibration", text,
                 "--calibration-windows", "4", "--calibration-window", "128")
             values = ours(folder)
             for target in targets:

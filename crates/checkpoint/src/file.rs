@@ -299,8 +299,8 @@ impl SafetensorsFile {
         })
     }
 
-    /// Reads a byte range of `info` piece by piece into the memory of `values`; `push` appends the elements of a piece, which are then
-    /// checked while they are still in the cache.
+    /// Reads a byte range of `info` piece by piece into the memory of `values`; `push` appends the elements of a piece, which
+    /// are then checked while they are still in the cache.
     fn values<const N: usize, T: Copy>(
         &self,
         info: &TensorInfo,

@@ -61,6 +61,11 @@ impl Manifest {
         Self { attention, version, ..self }
     }
 
+    /// The name of the recipe, `unnamed` where it has none.
+    pub fn recipe_name(&self) -> &str {
+        self.recipe.get("name").and_then(|n| n.as_str()).unwrap_or("unnamed")
+    }
+
     /// The manifest of a folder, ours or one in a [`Layout`] that we read; `None` for an ordinary checkpoint.
     ///
     /// # Errors
@@ -133,9 +138,7 @@ impl Manifest {
         self.layout.check(layer, checkpoint, name, rows, cols)?;
         self.layout.read(layer, checkpoint, name, rows, cols).map(Some)
     }
-}
 
-impl Manifest {
     /// Checks that the tensors of the attention `name` are there with the right shapes and types.
     ///
     /// # Errors

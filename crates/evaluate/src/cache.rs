@@ -94,6 +94,14 @@ pub(crate) struct Book<T> {
 }
 
 impl<T: Serialize + DeserializeOwned + Clone> Book<T> {
+    /// What was found before for `model` and `measurement`; without a `cache` nothing, and it is kept nowhere.
+    pub(crate) fn of(cache: Option<&Cache>, model: &Model, measurement: &str) -> Result<Self, EvaluateError> {
+        match cache {
+            Some(cache) => Ok(cache.book(&[&Fingerprint::of(model)?], measurement)),
+            None => Ok(Self::none()),
+        }
+    }
+
     /// One that is kept nowhere.
     pub(crate) fn none() -> Self {
         Self { path: None, found: BTreeMap::new() }

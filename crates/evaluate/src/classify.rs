@@ -1,7 +1,8 @@
 //! Labelled texts and images, classified and counted.
 
-use crate::cache::{Book, Cache, Fingerprint};
+use crate::cache::{Book, Cache};
 use crate::classes::class_logits;
+use crate::likelihood::most_probable;
 use crate::metrics::{Answers, Score};
 use crate::{EvaluateError, Progress};
 use halfbyte_data::{DataError, Examples, Gold, Metric};
@@ -84,10 +85,7 @@ pub fn classify(
     // Says it before any example is read.
     class_logits(model, &[], &mut |_, _| true)?;
     let n = examples.len();
-    let mut book: Book<Vec<f32>> = match cache {
-        Some(cache) => cache.book(&[&Fingerprint::of(model)?], "classes"),
-        None => Book::none(),
-    };
+    let mut book: Book<Vec<f32>> = Book::of(cache, model, "classes")?;
     let keys = (0..n).into_par_iter().map(|i| examples.key(i)).collect::<Result<Vec<_>, DataError>>()?;
     let pending: Vec<usize> = (0..n).filter(|&i| book.get(&keys[i]).is_none()).collect();
     let name = examples.name();
@@ -151,13 +149,8 @@ fn load(model: &Model, examples: &dyn Examples, i: usize) -> Result<Input, Evalu
     }
 }
 
-/// The first of the largest, as in numpy and torch.
-fn best(logits: &[f32]) -> usize {
-    (1..logits.len()).fold(0, |best, i| if logits[i] > logits[best] { i } else { best })
-}
-
 fn is_right(gold: Option<Gold>, logits: &[f32]) -> bool {
-    matches!(gold, Some(Gold::Class(class)) if class == best(logits))
+    matches!(gold, Some(Gold::Class(class)) if class == most_probable(logits))
 }
 
 fn count(
@@ -180,7 +173,7 @@ fn count(
         .map(|(i, logits)| ClassifiedRow {
             place: examples.place(i),
             gold: gold(i),
-            answer: if scores { f64::from(logits[0]) } else { best(&logits) as f64 },
+            answer: if scores { f64::from(logits[0]) } else { most_probable(&logits) as f64 },
             logits,
         })
         .collect();

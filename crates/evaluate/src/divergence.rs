@@ -86,9 +86,9 @@ pub fn divergence(
         None => models.iter().map(|_| Book::none()).collect(),
     };
     // Models of which every window is known are not computed again for the sake of those beside them.
-    let missing: Vec<bool> = books.iter().map(|b| keys.iter().any(|k| b.get(k).is_none())).collect();
-    let open = models.iter().zip(&missing).filter(|(_, open)| **open).map(|(m, _)| *m);
-    let all: Vec<&Model> = [reference].into_iter().chain(open).collect();
+    let missing = |m: &usize| keys.iter().any(|k| books[*m].get(k).is_none());
+    let open: Vec<usize> = (0..models.len()).filter(missing).collect();
+    let all: Vec<&Model> = [reference].into_iter().chain(open.iter().map(|&m| models[m])).collect();
     let known = |i: &usize| books.iter().all(|b| b.get(&keys[*i]).is_some());
     let pending: Vec<usize> = (0..windows.len()).filter(|i| !known(i)).collect();
     let items: Vec<&Item> = pending.iter().map(|&i| &windows[i]).collect();
@@ -100,15 +100,14 @@ pub fn divergence(
         let end = windows.len() - items.len() + batch.end;
         let found = compare_batch(&all, &items[batch.clone()], sizes, &mut meter)?;
         for (&i, found) in pending[batch].iter().zip(found) {
-            let open = books.iter_mut().zip(&missing).filter(|(_, open)| **open);
-            for ((book, _), window) in open.zip(found) {
+            for (&m, window) in open.iter().zip(found) {
                 if !window.nll.is_finite() || !window.reference_nll.is_finite() {
                     return Err(EvaluateError::NonFinite(format!("window {i}")));
                 }
-                book.put(keys[i].clone(), window);
+                books[m].put(keys[i].clone(), window);
             }
         }
-        books.iter().zip(&missing).filter(|(_, open)| **open).try_for_each(|(book, _)| book.save())?;
+        open.iter().try_for_each(|&m| books[m].save())?;
         meter.progress.items("windows", end, windows.len(), None);
     }
     let mut reference = 0.0;

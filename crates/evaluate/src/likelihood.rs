@@ -170,9 +170,7 @@ impl Pack {
         pack.scored = scored;
         pack
     }
-}
 
-impl Pack {
     /// Rows of the matrix.
     pub(crate) fn rows(&self) -> usize {
         self.tokens.len()
@@ -282,7 +280,7 @@ pub(crate) fn score(
     Ok(all)
 }
 
-/// The first index of the largest value.
+/// The first index of the largest value, as in numpy and torch.
 pub(crate) fn most_probable(x: &[f32]) -> usize {
     let mut best = 0;
     for (i, v) in x.iter().enumerate() {

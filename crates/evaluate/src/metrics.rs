@@ -42,7 +42,7 @@ pub struct Difference {
 }
 
 /// Bootstrap samples.
-const SAMPLES: u64 = 10_000;
+pub(crate) const SAMPLES: usize = 10_000;
 
 impl Answers {
     /// How many rows there are.
@@ -89,7 +89,7 @@ impl Answers {
             (self.len(), sorted(self.len(), seed, |rows| self.over(metric, rows.iter().copied())));
         let stderr = match (metric, value) {
             _ if n < 2 => None,
-            (Metric::Accuracy, Some(p)) => Some((p * (1.0 - p) / (n - 1) as f64).sqrt()),
+            (Metric::Accuracy, Some(p)) => share_error(p, n),
             _ => deviation(&samples),
         };
         Score { value, stderr, interval: value.and_then(|_| interval(&samples)) }
@@ -113,15 +113,20 @@ impl Answers {
 
 /// `figure` over every bootstrap sample of `n` rows where it is defined, in rising order.
 fn sorted(n: usize, seed: u64, figure: impl Fn(&[usize]) -> Option<f64> + Sync) -> Vec<f64> {
-    let sample = |i: u64| {
+    let sample = |i: usize| {
         // A start of its own for every sample, so that threads do not matter.
-        let mut random = Random::new(mix(mix(seed).wrapping_add(i)));
+        let mut random = Random::new(mix(mix(seed).wrapping_add(i as u64)));
         let rows: Vec<usize> = (0..n).map(|_| random.below(n)).collect();
         figure(&rows)
     };
     let mut samples: Vec<f64> = (0..SAMPLES).into_par_iter().filter_map(sample).collect();
     samples.sort_unstable_by(f64::total_cmp);
     samples
+}
+
+/// The standard error of a share `p` of `n` rows: the sample standard deviation of zeros and ones, over √n.
+pub(crate) fn share_error(p: f64, n: usize) -> Option<f64> {
+    (n > 1).then(|| (p * (1.0 - p) / (n - 1) as f64).sqrt())
 }
 
 fn interval(sorted: &[f64]) -> Option<[f64; 2]> {

@@ -1,6 +1,7 @@
 //! Whether two models differ on the same questions.
 
 use crate::divergence::quantile;
+use crate::metrics::SAMPLES;
 use halfbyte_data::Random;
 use serde::{Deserialize, Serialize};
 
@@ -21,9 +22,6 @@ pub struct Paired {
     /// Bootstrap samples.
     pub samples: usize,
 }
-
-/// Bootstrap samples.
-const SAMPLES: usize = 10_000;
 
 /// Compares right answers on the same questions. `seed` draws the bootstrap samples.
 ///

@@ -1,6 +1,6 @@
 //! Perplexity over windows of a text.
 
-use crate::cache::{Book, Cache, Fingerprint, key};
+use crate::cache::{Book, Cache, key};
 use crate::likelihood::{Item, Request, Sizes, score, work};
 use crate::progress::Meter;
 use crate::{EvaluateError, Progress};
@@ -104,10 +104,7 @@ pub fn perplexity(
 ) -> Result<Perplexity, EvaluateError> {
     EvaluateError::require_language_model(model)?;
     let windows = windows(tokens, &options)?;
-    let mut book: Book<f64> = match cache {
-        Some(cache) => cache.book(&[&Fingerprint::of(model)?], "perplexity"),
-        None => Book::none(),
-    };
+    let mut book: Book<f64> = Book::of(cache, model, "perplexity")?;
     let keys: Vec<String> = windows.iter().map(key).collect();
     let pending: Vec<usize> = (0..windows.len()).filter(|&i| book.get(&keys[i]).is_none()).collect();
     let items: Vec<&Item> = pending.iter().map(|&i| &windows[i]).collect();

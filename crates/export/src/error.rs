@@ -61,7 +61,7 @@ pub enum ExportError {
 
 impl ExportError {
     /// Attention's own products are quantized, which no file of another engine says.
-    pub fn attention(target: Target) -> Self {
+    pub(crate) fn attention(target: Target) -> Self {
         let engine = if target.is_gguf() { "llama.cpp" } else { "vLLM" };
         let options = if target.is_gguf() { "-ctk and -ctv" } else { "--kv-cache-dtype" };
         let message = format!(

@@ -60,8 +60,51 @@ pub(crate) fn write(
     name: &OsStr,
     on_layer: OnLayer,
 ) -> Result<(), ExportError> {
-    let a = &model.architecture;
     let cannot = |message: String| ExportError::Cannot { target, message };
+    let tensors = tensors(model, plan, rest, &cannot)?;
+    // llama.cpp's LLAMA_FTYPE_MOSTLY_NVFP4 and _MXFP4_MOE, the only one it has for MXFP4: that of most layers.
+    let is_nvfp4 = |l: &&(Site, LayerScheme)| l.1.weight == Some(Scheme::NVFP4);
+    let nvfp4 = plan.layers.iter().filter(is_nvfp4).count();
+    let file_type = if 2 * nvfp4 >= plan.layers.len() { 39 } else { 38 };
+    let values = metadata(model, file_type).map_err(cannot)?;
+
+    let file_name = format!("{}.gguf", name.to_string_lossy());
+    let path = dir.join(file_name);
+    let infos: Vec<GgufTensor> = tensors.iter().map(|t| t.0.clone()).collect();
+    let mut writer = GgufWriter::create(&path, &values, &infos)?;
+    let steps = 2 * tensors.len();
+    for (i, (tensor, source)) in tensors.iter().enumerate() {
+        if !on_layer(i, steps) {
+            return Err(ExportError::Stopped);
+        }
+        writer.write(&tensor.name, &data(model, tensor, source, &cannot)?)?;
+    }
+    writer.finish()?;
+
+    let differs = |what: &str| ExportError::Differs { path: path.clone(), what: what.to_owned() };
+    let file = GgufFile::open(&path)?;
+    if file.values() != values || file.names().count() != tensors.len() {
+        return Err(differs("the header"));
+    }
+    for (i, (tensor, source)) in tensors.iter().enumerate() {
+        if !on_layer(tensors.len() + i, steps) {
+            return Err(ExportError::Stopped);
+        }
+        if !proven(model, &file, tensor, source)? {
+            return Err(differs(&tensor.name));
+        }
+    }
+    Ok(())
+}
+
+/// The tensors of the file.
+fn tensors<'a>(
+    model: &Model,
+    plan: &'a Plan,
+    rest: Rest,
+    cannot: &dyn Fn(String) -> ExportError,
+) -> Result<Vec<(GgufTensor, Source<'a>)>, ExportError> {
+    let a = &model.architecture;
     let mut tensors: Vec<(GgufTensor, Source)> = Vec::new();
     let ours: std::collections::HashSet<String> = plan
         .layers
@@ -119,39 +162,7 @@ pub(crate) fn write(
     }
     // In the order of the network, as converters write them.
     tensors.sort_by_cached_key(|(t, _)| order(&t.name));
-    // llama.cpp's LLAMA_FTYPE_MOSTLY_NVFP4 and _MXFP4_MOE, the only one it has for MXFP4: that of most layers.
-    let is_nvfp4 = |l: &&(Site, LayerScheme)| l.1.weight == Some(Scheme::NVFP4);
-    let nvfp4 = plan.layers.iter().filter(is_nvfp4).count();
-    let file_type = if 2 * nvfp4 >= plan.layers.len() { 39 } else { 38 };
-    let values = metadata(model, file_type).map_err(cannot)?;
-
-    let file_name = format!("{}.gguf", name.to_string_lossy());
-    let path = dir.join(file_name);
-    let infos: Vec<GgufTensor> = tensors.iter().map(|t| t.0.clone()).collect();
-    let mut writer = GgufWriter::create(&path, &values, &infos)?;
-    let steps = 2 * tensors.len();
-    for (i, (tensor, source)) in tensors.iter().enumerate() {
-        if !on_layer(i, steps) {
-            return Err(ExportError::Stopped);
-        }
-        writer.write(&tensor.name, &data(model, tensor, source, &cannot)?)?;
-    }
-    writer.finish()?;
-
-    let differs = |what: &str| ExportError::Differs { path: path.clone(), what: what.to_owned() };
-    let file = GgufFile::open(&path)?;
-    if file.values() != values || file.names().count() != tensors.len() {
-        return Err(differs("the header"));
-    }
-    for (i, (tensor, source)) in tensors.iter().enumerate() {
-        if !on_layer(tensors.len() + i, steps) {
-            return Err(ExportError::Stopped);
-        }
-        if !proven(model, &file, tensor, source)? {
-            return Err(differs(&tensor.name));
-        }
-    }
-    Ok(())
+    Ok(tensors)
 }
 
 /// The largest finite half-precision number.

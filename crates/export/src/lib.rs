@@ -1,7 +1,7 @@
 //! A quantized folder in the files of other engines, each proven by reading it back.
 //!
-//! [`check`] says from the schemes alone what a [`Target`] cannot hold; [`export`] writes, reads every file again and
-//! compares all values with those of the source before the output gets its name.
+//! [`check`] says from the schemes alone, and [`check_model`] of a folder, what a [`Target`] cannot hold; [`export`] writes,
+//! reads every file again and compares all values with those of the source before the output gets its name.
 
 mod error;
 mod gguf;
@@ -10,7 +10,7 @@ mod target;
 mod tokenizer;
 
 pub use error::ExportError;
-pub use target::{Plan, Rest, Target, check};
+pub use target::{Plan, Rest, Target, check, check_model};
 
 use halfbyte_model::Model;
 use std::fs;
@@ -48,7 +48,7 @@ pub fn export(
     dir: &Path,
     on_layer: OnLayer,
 ) -> Result<Exported, ExportError> {
-    let plan = target::plan_of(model, target)?;
+    let plan = check_model(model, target)?;
     if dir.exists() {
         return Err(ExportError::Exists(dir.into()));
     }

@@ -149,15 +149,19 @@ pub struct Plan {
 }
 
 /// Checks that `target` can hold a model of this architecture whose linear layers have the schemes that `scheme_of` says
-/// by name (`None`: left alone).
+/// by name (`None`: left alone), and of which `attention` says whether operands of attention are quantized.
 ///
 /// # Errors
 /// [`ExportError::Cannot`], saying what would do.
 pub fn check(
     architecture: &Architecture,
     scheme_of: &dyn Fn(&str) -> Option<LayerScheme>,
+    attention: bool,
     target: Target,
 ) -> Result<Plan, ExportError> {
+    if attention {
+        return Err(ExportError::attention(target));
+    }
     let cannot = |message: String| Err(ExportError::Cannot { target, message });
     let head = || architecture.head.layers.iter().map(|l| &l.site);
     for site in [architecture.embedding()].into_iter().chain(head()) {
@@ -240,13 +244,14 @@ pub(crate) fn gguf_type(weight: Scheme) -> GgufType {
     if weight == Scheme::NVFP4 { GgufType::Nvfp4 } else { GgufType::Mxfp4 }
 }
 
-/// The plan for a folder.
-pub(crate) fn plan_of(model: &Model, target: Target) -> Result<Plan, ExportError> {
+/// Checks that `target` can hold `model`, a halfbyte folder.
+///
+/// # Errors
+/// [`ExportError::NotQuantized`], or as [`check`].
+pub fn check_model(model: &Model, target: Target) -> Result<Plan, ExportError> {
     let dir = || model.checkpoint.dir().to_path_buf();
     let manifest = model.manifest.as_ref().filter(|m| m.layout == Layout::Halfbyte);
     let manifest = manifest.ok_or_else(|| ExportError::NotQuantized(dir()))?;
-    if !manifest.attention.is_empty() {
-        return Err(ExportError::attention(target));
-    }
-    check(&model.architecture, &|name| manifest.layers.get(name).copied(), target)
+    let scheme_of = |name: &str| manifest.layers.get(name).copied();
+    check(&model.architecture, &scheme_of, !manifest.attention.is_empty(), target)
 }

@@ -2,7 +2,7 @@
 //! or BPE with byte fallback, as SentencePiece makes it ("llama").
 
 use halfbyte_checkpoint::gguf::GgufValue::{self, Bool, F32s, I32s, Text, Texts, U32};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
@@ -28,39 +28,8 @@ pub(crate) fn values(
     let is_bpe = model["type"].as_str().is_none_or(|t| t == "BPE");
     let vocab = model["vocab"].as_object().filter(|_| is_bpe).ok_or("its tokenizer is not BPE")?;
 
-    let mut tokens = vec![String::new(); vocabulary];
-    let mut types = vec![UNUSED; vocabulary];
     let byte_fallback = model["byte_fallback"] == true;
-    let unknown = model["unk_token"].as_str();
-    let mut put = |id: Option<u64>, text: &str, kind: i32| {
-        let id = id.and_then(|id| usize::try_from(id).ok()).filter(|&id| id < vocabulary);
-        let id =
-            id.ok_or_else(|| format!("token {text:?} has no id below the vocabulary's size {vocabulary}"))?;
-        tokens[id] = text.to_owned();
-        types[id] = kind;
-        Ok::<(), String>(())
-    };
-    for (text, id) in vocab {
-        let byte = byte_fallback && text.len() == 6 && text.starts_with("<0x") && text.ends_with('>');
-        let kind = match byte {
-            true => BYTE,
-            false if byte_fallback && Some(text.as_str()) == unknown => UNKNOWN,
-            false => NORMAL,
-        };
-        put(id.as_u64(), text, kind)?;
-    }
-    for added in tokenizer["added_tokens"].as_array().into_iter().flatten() {
-        let text = added["content"].as_str().unwrap_or_default();
-        let kind = match added["special"] == true {
-            true if byte_fallback && Some(text) == unknown => UNKNOWN,
-            true => CONTROL,
-            false => USER_DEFINED,
-        };
-        put(added["id"].as_u64(), text, kind)?;
-    }
-    for (id, token) in tokens.iter_mut().enumerate().filter(|(id, _)| types[*id] == UNUSED) {
-        *token = format!("[PAD{id}]");
-    }
+    let (tokens, types) = tokens(&tokenizer, vocab, vocabulary)?;
     let ids: HashMap<&str, u32> = tokens.iter().enumerate().map(|(i, t)| (t.as_str(), i as u32)).collect();
     let merges: Vec<String> = model["merges"].as_array().into_iter().flatten().filter_map(merge).collect();
 
@@ -113,6 +82,48 @@ pub(crate) fn values(
     add("ggml.tokens", Texts(tokens));
     add("ggml.token_type", I32s(types));
     Ok(out)
+}
+
+/// The text and the type of every token by its number.
+fn tokens(
+    tokenizer: &Value,
+    vocab: &Map<String, Value>,
+    vocabulary: usize,
+) -> Result<(Vec<String>, Vec<i32>), String> {
+    let mut tokens = vec![String::new(); vocabulary];
+    let mut types = vec![UNUSED; vocabulary];
+    let byte_fallback = tokenizer["model"]["byte_fallback"] == true;
+    let unknown = tokenizer["model"]["unk_token"].as_str();
+    let mut put = |id: Option<u64>, text: &str, kind: i32| {
+        let id = id.and_then(|id| usize::try_from(id).ok()).filter(|&id| id < vocabulary);
+        let id =
+            id.ok_or_else(|| format!("token {text:?} has no id below the vocabulary's size {vocabulary}"))?;
+        tokens[id] = text.to_owned();
+        types[id] = kind;
+        Ok::<(), String>(())
+    };
+    for (text, id) in vocab {
+        let byte = byte_fallback && text.len() == 6 && text.starts_with("<0x") && text.ends_with('>');
+        let kind = match byte {
+            true => BYTE,
+            false if byte_fallback && Some(text.as_str()) == unknown => UNKNOWN,
+            false => NORMAL,
+        };
+        put(id.as_u64(), text, kind)?;
+    }
+    for added in tokenizer["added_tokens"].as_array().into_iter().flatten() {
+        let text = added["content"].as_str().unwrap_or_default();
+        let kind = match added["special"] == true {
+            true if byte_fallback && Some(text) == unknown => UNKNOWN,
+            true => CONTROL,
+            false => USER_DEFINED,
+        };
+        put(added["id"].as_u64(), text, kind)?;
+    }
+    for (id, token) in tokens.iter_mut().enumerate().filter(|(id, _)| types[*id] == UNUSED) {
+        *token = format!("[PAD{id}]");
+    }
+    Ok((tokens, types))
 }
 
 fn read(path: &Path) -> Result<Option<Value>, String> {

@@ -1,15 +1,20 @@
 //! The options. Their comments are what `--help` prints.
 
+mod choices;
+mod groups;
+mod values;
+
+pub(crate) use choices::{GridChoice, ReportFormat};
+pub(crate) use groups::{AutoArgs, CalibrationArgs, MachineArgs, MeasureArgs, OutputArgs, RecipeArgs};
+
+use choices::{DtypeChoice, RestChoice};
 use clap::builder::PossibleValuesParser;
-use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
-use halfbyte_checkpoint::Dtype;
-use halfbyte_data::Glue;
-use halfbyte_export::{Rest, Target};
-use halfbyte_formats::{FormatError, Scheme};
+use clap::{Args, Parser, Subcommand};
+use halfbyte_export::Target;
 use halfbyte_model::SHAPES;
-use halfbyte_quantize::transforms::StoredAs;
-use halfbyte_quantize::{Calibration, Products, Scales, Search, Transform};
+use halfbyte_quantize::Transform;
 use std::path::PathBuf;
+use values::{MinAccuracy, at_least, at_least_zero, min_accuracy};
 
 const OVERVIEW: &str = "\
 Examples:
@@ -85,7 +90,8 @@ Examples:
   halfbyte plan models/SmolLM2 --recipe fpq-w4a8 --keep lm_head,embedding
   halfbyte plan models/SmolLM2 --recipe my-recipe.toml --calibration-windows 128 --json";
 
-/// Say what `quantize` with the same options would do, from the model's headers (and calibration data, where it is given): layers, sizes, peak memory, time.
+/// Say what `quantize` with the same options would do, from the model's headers (and calibration data, where it is given):
+/// layers, sizes, peak memory, time.
 #[derive(Debug, Args)]
 #[command(after_help = PLAN)]
 pub(crate) struct PlanArgs {
@@ -96,8 +102,8 @@ pub(crate) struct PlanArgs {
     /// Targets of `halfbyte export` that the result is meant for, separated by commas: what they cannot hold is refused.
     #[arg(long, value_delimiter = ',', value_name = "TARGETS")]
     pub(crate) to: Vec<Target>,
-    /// Quantize a model that is quantized already, by any tool whose form is read: its weights are taken as they are rounded,
-    /// and what it does to inputs is forgotten. Give the original wherever there is one.
+    /// Quantize a model that is quantized already, by any tool whose form is read: its weights are taken as they are
+    /// rounded, and what it does to inputs is forgotten. Give the original wherever there is one.
     #[arg(long)]
     pub(crate) requantize: bool,
     #[command(flatten)]
@@ -117,6 +123,7 @@ Examples:
   halfbyte quantize models/bert-sst2 --recipe fpq-w4a4 --calibration sst2-train.tsv --out bert-fp4
   halfbyte quantize models/bert-sst2 --recipe fpq-w4a4 --attention-bits 4 --calibration sst2-train.tsv --out bert-fp4
   halfbyte quantize models/vit-cifar10 --recipe fpq-w4a4 --calibration cifar10/train --out vit-fp4
+  halfbyte quantize models/SmolLM2 --recipe auto --target nvfp4 --budget 10m --calibration text.txt --out SmolLM2-nvfp4
   halfbyte recipes fpq-w4a4 > mine.toml     # change it, and then
   halfbyte quantize models/SmolLM2 --recipe mine.toml --calibration text.txt --out SmolLM2-mine
 
@@ -124,7 +131,8 @@ While it works, everything finished is in OUT.partial; OUT appears complete. Aft
 cut the same command goes on where it was and ends in the same bytes. The result depends on weights, recipe and \
 calibration data, not on threads or on being interrupted.";
 
-/// Quantize a model: calibrate on texts or images, choose formats and scales for every layer, and write a folder that `eval` runs.
+/// Quantize a model: calibrate on texts or images, choose formats and scales for every layer, and write a folder that `eval`
+/// runs.
 #[derive(Debug, Args)]
 #[command(after_help = QUANTIZE)]
 pub(crate) struct QuantizeArgs {
@@ -133,10 +141,12 @@ pub(crate) struct QuantizeArgs {
     pub(crate) model: PathBuf,
     #[command(flatten)]
     pub(crate) recipe: RecipeArgs,
-    /// Quantize a model that is quantized already, by any tool whose form is read: its weights are taken as they are rounded,
-    /// and what it does to inputs is forgotten. Give the original wherever there is one.
+    /// Quantize a model that is quantized already, by any tool whose form is read: its weights are taken as they are
+    /// rounded, and what it does to inputs is forgotten. Give the original wherever there is one.
     #[arg(long)]
     pub(crate) requantize: bool,
+    #[command(flatten)]
+    pub(crate) auto: AutoArgs,
     /// Folder to write; it must not exist yet, unless this very run made it.
     #[arg(long)]
     pub(crate) out: PathBuf,
@@ -277,77 +287,6 @@ pub(crate) struct AblateArgs {
     pub(crate) machine: MachineArgs,
 }
 
-/// The least accuracy that is good enough.
-#[derive(Clone, Debug)]
-pub(crate) struct MinAccuracy {
-    /// The mean over all tasks if `None`.
-    pub(crate) task: Option<String>,
-    pub(crate) least: f64,
-}
-
-/// What is measured, and where finished parts are kept.
-#[derive(Clone, Debug, Args)]
-#[command(group = ArgGroup::new("rows").args(["tasks", "images", "classify"]).multiple(true))]
-pub(crate) struct MeasureArgs {
-    /// UTF-8 text to score.
-    #[arg(long, value_name = "TEXT", required_unless_present = "rows")]
-    pub(crate) perplexity: Option<PathBuf>,
-    /// Tokens of a window [default: 2048, or the model's context if that is shorter].
-    #[arg(long, value_parser = at_least(2), requires = "perplexity")]
-    pub(crate) window: Option<usize>,
-    /// Tokens from the start of a window to that of the next [default: the window's length, so that none overlap].
-    #[arg(long, value_parser = at_least(1), requires = "perplexity")]
-    pub(crate) stride: Option<usize>,
-    /// Score only the first so many windows [default: all].
-    #[arg(long, value_parser = at_least(1), requires = "perplexity")]
-    pub(crate) windows: Option<usize>,
-    /// Leave out so many tokens at the start, for instance those calibrated on.
-    #[arg(long, default_value_t = 0)]
-    pub(crate) skip_tokens: usize,
-    /// Tasks, separated by commas: the names of their files without the ending.
-    #[arg(long, value_delimiter = ',', value_name = "NAMES", requires = "task_dir")]
-    pub(crate) tasks: Vec<String>,
-    /// Folder with NAME.jsonl or NAME.parquet for every task.
-    #[arg(long, value_name = "DIR", requires = "tasks")]
-    pub(crate) task_dir: Option<PathBuf>,
-    /// Folder with a folder of JPEG and PNG images for each class, to classify with a model of images. Folders have the
-    /// names of classes in config.json, or all have their numbers.
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["classify", "tasks", "perplexity", "tokenizer"])]
-    pub(crate) images: Option<PathBuf>,
-    /// Labelled texts to classify: tsv, jsonl or parquet.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["tasks", "perplexity", "tokenizer"])]
-    pub(crate) classify: Option<PathBuf>,
-    /// The task of GLUE that the texts are: says their columns, what their labels mean, and what is measured.
-    #[arg(long, value_name = "NAME", value_parser = glue, requires = "classify")]
-    pub(crate) glue: Option<&'static Glue>,
-    /// Column of the texts, or two columns of a pair separated by a comma [default: those of the task, or well-known ones].
-    #[arg(long, value_name = "A[,B]", value_delimiter = ',', requires = "classify")]
-    pub(crate) text_column: Vec<String>,
-    /// Column of the labels [default: label].
-    #[arg(long, value_name = "L", requires = "classify")]
-    pub(crate) label_column: Option<String>,
-    /// The model's class for each label 0, 1, ... of the file, by its name in config.json, where names do not tell.
-    #[arg(long, value_name = "NAMES", value_delimiter = ',', requires = "classify")]
-    pub(crate) label_names: Vec<String>,
-    /// Take only the first so many rows of each task or file, or so many images of all classes in turn [default: all].
-    #[arg(long, value_name = "N", value_parser = at_least(1), requires = "rows")]
-    pub(crate) limit: Option<usize>,
-    /// How exactly the products of linear layers are computed. bf16 rounds their factors and sums in f32, as GPUs do: up to
-    /// twice as fast on processors with AVX512-BF16, for differences far below those of 4 bits.
-    #[arg(long, value_enum, default_value_t = ProductsChoice::F32)]
-    pub(crate) products: ProductsChoice,
-    /// tokenizer.json to use instead of the one beside a model.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) tokenizer: Option<PathBuf>,
-    /// Folder for finished rows and windows, so that a stopped run goes on [default: halfbyte in the user's cache folder].
-    /// It can be deleted at any time.
-    #[arg(long, value_name = "DIR")]
-    pub(crate) cache: Option<PathBuf>,
-    /// Keep no finished rows, and use none of an earlier run.
-    #[arg(long, conflicts_with = "cache")]
-    pub(crate) no_cache: bool,
-}
-
 const EXPORT: &str = "\
 Examples:
   halfbyte quantize models/SmolLM2 --recipe nvfp4-w4a16 --out SmolLM2-nvfp4
@@ -356,9 +295,8 @@ Examples:
   halfbyte export SmolLM2-nvfp4 --out exports --to vllm-nvfp4,modelopt,gguf-nvfp4     # a subfolder each
 
 Targets: vllm-nvfp4, vllm-mxfp4, vllm-fp8, vllm-int, vllm-mixed (compressed-tensors), modelopt, gguf-nvfp4, gguf-mxfp4, \
-gguf-mixed. Every file is \
-read again before the command returns, and every value compared with the source; an output that differs is removed. \
-`eval` runs all of them too, GGUF with the values of its blocks.";
+gguf-mixed. Every file is read again before the command returns, and every value compared with the source; an output that \
+differs is removed. `eval` runs all of them too, GGUF with the values of its blocks.";
 
 /// Write a quantized folder in the form that another engine loads, and prove it by reading it back.
 #[derive(Debug, Args)]
@@ -407,7 +345,8 @@ each family of models has room for them.
 
 Killed at any moment, the same command goes on where it was.";
 
-/// Write an equal full-precision checkpoint that is easier to quantize: channel scales and shifts folded into norms and layers.
+/// Write an equal full-precision checkpoint that is easier to quantize: channel scales and shifts folded into norms and
+/// layers.
 #[derive(Debug, Args)]
 #[command(after_help = TRANSFORM)]
 pub(crate) struct TransformArgs {
@@ -432,30 +371,6 @@ pub(crate) struct TransformArgs {
     pub(crate) output: OutputArgs,
     #[command(flatten)]
     pub(crate) machine: MachineArgs,
-}
-
-/// Types of a checkpoint's tensors.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub(crate) enum DtypeChoice {
-    /// That of the original, tensor by tensor.
-    Same,
-    /// Single precision.
-    F32,
-    /// Brain float.
-    Bf16,
-    /// Half precision.
-    F16,
-}
-
-impl From<DtypeChoice> for StoredAs {
-    fn from(choice: DtypeChoice) -> Self {
-        match choice {
-            DtypeChoice::Same => Self::Same,
-            DtypeChoice::F32 => Self::All(Dtype::F32),
-            DtypeChoice::Bf16 => Self::All(Dtype::BF16),
-            DtypeChoice::F16 => Self::All(Dtype::F16),
-        }
-    }
 }
 
 const INSPECT: &str = "\
@@ -515,17 +430,6 @@ pub(crate) struct ReportArgs {
     pub(crate) output: OutputArgs,
 }
 
-/// Forms of a report.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum ReportFormat {
-    /// One self-contained page.
-    Html,
-    /// Markdown: tables in place of the figures.
-    Md,
-    /// The facts as JSON.
-    Json,
-}
-
 const RECIPES: &str = "\
 Examples:
   halfbyte recipes
@@ -547,8 +451,9 @@ Examples:
   halfbyte synth --like llama-7b --layers 2 --out random-7b
   halfbyte quantize random-7b --recipe fpq-w4a4 --calibration text.txt --out random-7b-fp4
 
-Weights are random bf16 numbers, the tokenizer is one of single bytes (for a model of images: a plain processor): such a model says nothing of accuracy. Time and \
-memory of every block are those of the real one, so two blocks tell what a whole model would take.";
+Weights are random bf16 numbers, the tokenizer is one of single bytes (for a model of images: a plain processor): such a \
+model says nothing of accuracy. Time and memory of every block are those of the real one, so two blocks tell what a whole \
+model would take.";
 
 /// Write a random checkpoint in the shape of a known model, to try time and memory on this machine.
 #[derive(Debug, Args)]
@@ -570,290 +475,6 @@ pub(crate) struct SynthArgs {
     pub(crate) output: OutputArgs,
 }
 
-/// The recipe, and options that override its fields.
-#[derive(Clone, Debug, Default, Args)]
-pub(crate) struct RecipeArgs {
-    /// Built-in recipe (`halfbyte recipes` lists them) or a TOML file.
-    #[arg(long, value_name = "NAME|FILE")]
-    pub(crate) recipe: String,
-    /// Layers to leave in full precision, separated by commas: lm_head, embedding, or parts of layer names such as
-    /// down_proj or layers.0.
-    #[arg(long, value_delimiter = ',', value_name = "LAYERS", help_heading = RECIPE)]
-    pub(crate) keep: Option<Vec<String>>,
-    /// Bits of the embedding table: 4, 6, 8, or 16 to leave it alone.
-    #[arg(long, value_parser = bits, value_name = "4|6|8|16", help_heading = RECIPE)]
-    pub(crate) embedding_bits: Option<u32>,
-    /// Bits of the operands of attention's own products, q·kᵀ and probabilities·v, quantized by the recipe's method: 4, 6, 8, or
-    /// 16 to leave them alone.
-    #[arg(long, value_parser = bits, value_name = "4|6|8|16", help_heading = RECIPE)]
-    pub(crate) attention_bits: Option<u32>,
-    /// Quantize keys and values, that is the KV cache, and nothing else of attention: fp8 (E4M3, a scale for each head of each
-    /// token), fp4 (NVFP4: E2M1 in groups of 16), or a scheme such as int8/channel/dynamic.
-    #[arg(long, value_parser = kv_cache, value_name = "fp8|fp4|SCHEME", help_heading = RECIPE)]
-    pub(crate) kv_cache: Option<Scheme>,
-    /// Which inputs layers are calibrated on.
-    #[arg(long, help_heading = RECIPE)]
-    pub(crate) calibrate: Option<Calibrate>,
-    /// Windows of tokens drawn from the vocabulary to calibrate on besides the text, as a share of its windows; 0 where the
-    /// text is just what the model will read.
-    #[arg(long, value_name = "SHARE", help_heading = RECIPE)]
-    pub(crate) coverage: Option<f32>,
-    /// How fixed schemes (nvfp4, mxfp4) choose the scales of weights [default for built-in recipes: weighted with --calibration,
-    /// else four-over-six for NVFP4 and sweep for MXFP4].
-    #[arg(long, help_heading = RECIPE)]
-    pub(crate) scales: Option<ScalesChoice>,
-    /// Rounds of the search, 1 to 100.
-    #[arg(long, value_name = "N", help_heading = RECIPE)]
-    pub(crate) rounds: Option<usize>,
-    /// Candidates for scales.
-    #[arg(long, help_heading = RECIPE)]
-    pub(crate) grid: Option<GridChoice>,
-    /// How candidates are scored.
-    #[arg(long, help_heading = RECIPE)]
-    pub(crate) search: Option<SearchChoice>,
-    /// Seed of all that is drawn at random: the sample of tokens that the search looks at, the coverage windows.
-    #[arg(long, value_name = "N", help_heading = RECIPE)]
-    pub(crate) seed: Option<u64>,
-}
-
-const RECIPE: &str = "Options that override the recipe";
-
-/// What to calibrate on, and how much.
-#[derive(Clone, Debug, Args)]
-pub(crate) struct CalibrationArgs {
-    /// What to calibrate on, such as the model will be given: for a language model a UTF-8 text of a few pages, of which the
-    /// first windows are used; for another model of texts a tsv, jsonl or parquet file of texts, or a txt file with one a
-    /// line; for a model of images a folder of JPEG and PNG files. Labels are not needed. Recipes whose weights alone
-    /// decide, such as nvfp4-w4a16, need nothing, and choose better scales with it.
-    #[arg(long = "calibration", value_name = "DATA")]
-    pub(crate) data: Option<PathBuf>,
-    /// Images, or texts of a model that is no language model, to calibrate on: drawn with the recipe's seed.
-    #[arg(long, default_value_t = 128, value_name = "N", value_parser = at_least(1))]
-    pub(crate) calibration_samples: usize,
-    /// Column of the calibration texts, or two columns of pairs separated by a comma [default: well-known ones].
-    #[arg(long, value_name = "A[,B]", value_delimiter = ',', requires = "data")]
-    pub(crate) calibration_column: Vec<String>,
-    /// Most calibration windows to use, for language models.
-    #[arg(long, default_value_t = 32, value_name = "N", value_parser = at_least(1))]
-    pub(crate) calibration_windows: usize,
-    /// Leave out so many tokens at the start of the calibration text.
-    #[arg(long, default_value_t = 0, value_name = "TOKENS")]
-    pub(crate) calibration_skip: usize,
-    /// Tokens of a calibration window [default: 512, or the model's context if that is shorter].
-    #[arg(long, value_name = "TOKENS", value_parser = at_least(1))]
-    pub(crate) calibration_window: Option<usize>,
-    /// Most memory for activations of the calibration data; beyond it they go to temporary files in OUT.partial
-    /// [default: 1GiB, or whatever fits the memory limit].
-    #[arg(long, value_name = "SIZE", value_parser = size)]
-    pub(crate) activation_memory: Option<u64>,
-    /// Most memory for the whole run, such as 2GiB: activations go to files if they must, and a run that would need more
-    /// all the same is refused before it starts.
-    #[arg(long, value_name = "SIZE", value_parser = size)]
-    pub(crate) memory_limit: Option<u64>,
-}
-
-/// How results are printed.
-#[derive(Debug, Args)]
-pub(crate) struct OutputArgs {
-    /// Print one JSON object on standard output and nothing else.
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-/// What to use of the machine.
-#[derive(Clone, Debug, Args)]
-pub(crate) struct MachineArgs {
-    /// Threads to compute with [default: one for each core]. The result is the same with any number.
-    #[arg(long, value_name = "N", value_parser = at_least(1))]
-    pub(crate) threads: Option<usize>,
-}
-
-/// As `Rest`, without a name for what needs none.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub(crate) enum RestChoice {
-    /// Blocks of 32 bytes with a half-precision scale, 8.5 bits a value.
-    #[value(name = "q8_0")]
-    Q8_0,
-    /// Half precision.
-    F16,
-    /// Brain float.
-    Bf16,
-    /// Single precision.
-    F32,
-}
-
-impl From<RestChoice> for Rest {
-    fn from(choice: RestChoice) -> Self {
-        match choice {
-            RestChoice::Q8_0 => Self::Q8_0,
-            RestChoice::F16 => Self::F16,
-            RestChoice::Bf16 => Self::Bf16,
-            RestChoice::F32 => Self::F32,
-        }
-    }
-}
-
-/// As `Calibration`.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub(crate) enum Calibrate {
-    /// Those of the unquantized model, as published.
-    FullPrecision,
-    /// Those that the already quantized layers before really give.
-    Sequential,
-}
-
-impl From<Calibrate> for Calibration {
-    fn from(choice: Calibrate) -> Self {
-        match choice {
-            Calibrate::FullPrecision => Self::FullPrecision,
-            Calibrate::Sequential => Self::Sequential,
-        }
-    }
-}
-
-/// Grids by name.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub(crate) enum GridChoice {
-    /// Multiples of the initial exponent bias, 0.01 to 1.2 in 100 steps.
-    Published,
-    /// Multiples of the largest magnitude, those of the default recipe.
-    Maxval,
-}
-
-/// As `Products`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum ProductsChoice {
-    /// From f32 factors.
-    F32,
-    /// From factors rounded to bfloat16.
-    Bf16,
-}
-
-impl From<ProductsChoice> for Products {
-    fn from(choice: ProductsChoice) -> Self {
-        match choice {
-            ProductsChoice::F32 => Self::F32,
-            ProductsChoice::Bf16 => Self::Bf16,
-        }
-    }
-}
-
-/// As `Search`.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub(crate) enum SearchChoice {
-    /// By the published products over all tokens: very slow, for comparison.
-    Direct,
-    /// The same scores for all candidates, from Gram matrices.
-    Gram,
-    /// Ranked by the Gram matrix's diagonal, the best few fully.
-    Ranked,
-}
-
-impl From<SearchChoice> for Search {
-    fn from(choice: SearchChoice) -> Self {
-        match choice {
-            SearchChoice::Direct => Self::Direct,
-            SearchChoice::Gram => Self::Gram,
-            SearchChoice::Ranked => Self::Ranked,
-        }
-    }
-}
-
-/// As `Scales`.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub(crate) enum ScalesChoice {
-    /// From the largest magnitude of a block.
-    Absmax,
-    /// MXFP4: absmax, but the next power of two for a maximum whose mantissa is 1.75 or more.
-    RoundUp,
-    /// NVFP4: the better of max / 6 and max / 4.
-    FourOverSix,
-    /// The code of least squared error.
-    Sweep,
-    /// The code of least error weighted by the mean squares of the inputs; needs a calibration text.
-    Weighted,
-}
-
-impl From<ScalesChoice> for Scales {
-    fn from(choice: ScalesChoice) -> Self {
-        match choice {
-            ScalesChoice::Absmax => Self::Absmax,
-            ScalesChoice::RoundUp => Self::RoundUp,
-            ScalesChoice::FourOverSix => Self::FourOverSix,
-            ScalesChoice::Sweep => Self::Sweep,
-            ScalesChoice::Weighted => Self::Weighted,
-        }
-    }
-}
-
-fn at_least(least: usize) -> impl Fn(&str) -> Result<usize, String> + Clone {
-    move |text| match text.parse() {
-        Ok(n) if n >= least => Ok(n),
-        _ => Err(format!("not a whole number of at least {least}")),
-    }
-}
-
-fn at_least_zero(text: &str) -> Result<f64, String> {
-    text.parse()
-        .ok()
-        .filter(|v: &f64| v.is_finite() && *v >= 0.0)
-        .ok_or_else(|| "not a number of at least 0".into())
-}
-
-fn glue(text: &str) -> Result<&'static Glue, String> {
-    Glue::find(text).ok_or_else(|| {
-        let known: Vec<&str> = Glue::all().iter().map(|g| g.name).collect();
-        format!("none of {}", known.join(", "))
-    })
-}
-
-/// `0.45`, or `piqa=0.6`.
-fn min_accuracy(text: &str) -> Result<MinAccuracy, String> {
-    let (task, share) = match text.rsplit_once('=') {
-        Some((task, share)) => (Some(task.to_string()), share),
-        None => (None, text),
-    };
-    let least = share.parse().ok().filter(|v| (0.0..=1.0).contains(v));
-    least
-        .map(|least| MinAccuracy { task, least })
-        .ok_or_else(|| "not a share between 0 and 1, such as 0.45 or piqa=0.6".into())
-}
-
-fn bits(text: &str) -> Result<u32, String> {
-    text.parse().ok().filter(|b| [4, 6, 8, 16].contains(b)).ok_or_else(|| "not one of 4, 6, 8 and 16".into())
-}
-
-/// A scheme, or a name for one.
-fn kv_cache(text: &str) -> Result<Scheme, String> {
-    let scheme = match text {
-        "fp8" => "e4m3fn/channel/dynamic",
-        "fp4" => "e2m1/group16/e4m3/dynamic",
-        scheme => scheme,
-    };
-    scheme.parse().map_err(|e: FormatError| format!("{e}; or fp8 or fp4"))
-}
-
-/// `1GiB`, `512MiB`, `2GB`, or bytes.
-fn size(text: &str) -> Result<u64, String> {
-    let wrong = || "not a size such as 512MiB, 2GB or 1000000".to_string();
-    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let factor = match unit.trim().to_ascii_lowercase().as_str() {
-        "" | "b" => 1.0,
-        "k" | "kib" => 1024.0,
-        "m" | "mib" => 1024.0 * 1024.0,
-        "g" | "gib" => 1024.0 * 1024.0 * 1024.0,
-        "t" | "tib" => 1024.0 * 1024.0 * 1024.0 * 1024.0,
-        "kb" => 1e3,
-        "mb" => 1e6,
-        "gb" => 1e9,
-        "tb" => 1e12,
-        _ => return Err(wrong()),
-    };
-    let number: f64 = number.parse().map_err(|_| wrong())?;
-    Ok((number * factor) as u64)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -862,13 +483,5 @@ mod tests {
     #[test]
     fn the_options_are_consistent() {
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn sizes_have_units() {
-        assert_eq!(size("1GiB"), Ok(1 << 30));
-        assert_eq!(size("1.5 kb"), Ok(1500));
-        assert_eq!(size("77"), Ok(77));
-        assert!(size("1 GiBs").is_err() && size("GiB").is_err() && size("").is_err());
     }
 }

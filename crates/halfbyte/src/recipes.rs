@@ -4,7 +4,7 @@ use crate::cli::{GridChoice, RecipeArgs};
 use crate::fail::Failure;
 use halfbyte_model::{Architecture, Task};
 use halfbyte_quantize::search::Grid;
-use halfbyte_quantize::{Recipe, Scales, load_recipe};
+use halfbyte_quantize::{AutoTarget, Recipe, Scales, load_recipe};
 
 /// The recipe of the options, for a model with these layers. With calibration data a built-in recipe that would choose block
 /// scales by the weights alone looks at the inputs too, which is better by far (docs/formats.md).
@@ -13,6 +13,11 @@ pub(crate) fn chosen(
     architecture: &Architecture,
     calibrated: bool,
 ) -> anyhow::Result<Recipe> {
+    if args.recipe == AUTO {
+        return Err(Failure::new("the recipe auto is for `quantize`, which tries several")
+            .hint("name one of them; `halfbyte recipes` lists all")
+            .into());
+    }
     let mut recipe = load_recipe(&args.recipe)?;
     if let Some(keep) = &args.keep {
         for wanted in keep {
@@ -38,6 +43,9 @@ pub(crate) fn chosen(
     }
     if args.kv_cache.is_some() {
         recipe.kv_scheme = args.kv_cache;
+    }
+    if args.max_bits.is_some() {
+        recipe.max_bits = args.max_bits;
     }
     if let Some(inputs) = args.calibrate {
         recipe.calibration = inputs.into();
@@ -71,6 +79,18 @@ pub(crate) fn chosen(
     }
     recipe.check()?;
     Ok(recipe)
+}
+
+/// What `--recipe` is called that tries several.
+pub(crate) const AUTO: &str = "auto";
+
+/// The recipes that `auto` tries for a target, with all other options.
+pub(crate) fn candidates(
+    target: AutoTarget,
+    args: &RecipeArgs,
+    architecture: &Architecture,
+) -> anyhow::Result<Vec<Recipe>> {
+    target.recipes(|name| chosen(&RecipeArgs { recipe: name.into(), ..args.clone() }, architecture, true))
 }
 
 /// A misspelt layer would be quantized silently.

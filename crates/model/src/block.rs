@@ -10,7 +10,7 @@ use halfbyte_tensor::{Layout, Matrix, OnProbabilities, add_assign, attention_thr
 use rayon::prelude::*;
 
 /// One block with its weights.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Block {
     /// The description that it was loaded from.
     pub spec: BlockSpec,
@@ -58,7 +58,7 @@ fn apply(x: &mut Matrix, quantizer: &InputQuantizer) {
 }
 
 /// Norms and scale around attention or the MLP, see [`crate::Sublayer`].
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Around {
     pub(crate) before: Option<Norm>,
     pub(crate) after: Option<Norm>,

@@ -22,8 +22,8 @@ impl Block {
         [self.attention.before.as_mut(), self.mlp.before.as_mut()]
     }
 
-    /// The values of a norm's or linear layer's tensor, in the order in which an unquantized checkpoint stores them; `None` if
-    /// the block has no such tensor.
+    /// The values of a norm's or linear layer's tensor, in the order in which an unquantized checkpoint stores them; `None`
+    /// if the block has no such tensor.
     pub fn stored(&self, tensor: &str) -> Option<Vec<f32>> {
         let around = [&self.attention, &self.mlp].into_iter();
         let around = around.flat_map(|a| [&a.before, &a.after, &a.post]).flatten();
@@ -31,9 +31,7 @@ impl Block {
         let norm = || around.chain(heads).find_map(|n| stored_of_norm(n, tensor));
         self.linears.iter().flatten().find_map(|l| stored_of_linear(l, tensor)).or_else(norm)
     }
-}
 
-impl Block {
     /// The shape of a tensor of [`stored`](Self::stored).
     pub fn shape_of(&self, tensor: &str) -> Option<Vec<usize>> {
         let hidden = self.spec.taps.first().map_or(0, |t| t.channels());

@@ -7,7 +7,7 @@ use halfbyte_tensor::{Matrix, Operand, Precision, Rows, product_into};
 use rayon::prelude::*;
 
 /// A weight `[outputs, inputs]` in the form in which it is stored.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Weight {
     /// f32, f16 or bf16, and the number of inputs.
     Stored(RawTensor, usize),
@@ -56,7 +56,7 @@ impl Operand for Codes<'_> {
 }
 
 /// A linear layer that can be computed: `y = Q(x) Wᵀ + b`.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Linear {
     /// Its description.
     pub site: Site,

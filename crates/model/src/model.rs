@@ -64,8 +64,7 @@ impl Model {
     /// A weight is too large for this machine.
     pub fn dequantized(self) -> Result<Self, ModelError> {
         let Some(manifest) = self.manifest else { return Ok(self) };
-        let name = manifest.recipe.get("name").and_then(|n| n.as_str()).unwrap_or("unnamed");
-        let values_of = Some(name.to_owned());
+        let values_of = Some(manifest.recipe_name().to_owned());
         let a = &self.architecture;
         let mut shapes: HashMap<&str, [usize; 2]> = HashMap::new();
         for site in [a.embedding()].into_iter().chain(a.sites()) {

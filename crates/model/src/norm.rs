@@ -4,7 +4,7 @@ use crate::spec::{NormKind, NormSpec};
 use halfbyte_tensor::{Matrix, layer_norm, rms_norm};
 
 /// A norm with its weights.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Norm {
     spec: NormSpec,
     /// The factor on each channel; what the checkpoint stores lacks an offset in some families.

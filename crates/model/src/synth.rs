@@ -66,9 +66,10 @@ fn vit(hidden: usize, heads: usize) -> Value {
     let labels: Map<String, Value> =
         (0..1000).map(|i| (i.to_string(), format!("class {i}").into())).collect();
     json!({
-        "architectures": ["ViTForImageClassification"], "model_type": "vit", "hidden_size": hidden, "intermediate_size": 4 * hidden,
-        "num_hidden_layers": 12, "num_attention_heads": heads, "image_size": 224, "patch_size": 16,
-        "num_channels": 3, "layer_norm_eps": 1e-12, "hidden_act": "gelu", "qkv_bias": true, "id2label": labels,
+        "architectures": ["ViTForImageClassification"], "model_type": "vit", "hidden_size": hidden,
+        "intermediate_size": 4 * hidden, "num_hidden_layers": 12, "num_attention_heads": heads, "image_size": 224,
+        "patch_size": 16, "num_channels": 3, "layer_norm_eps": 1e-12, "hidden_act": "gelu", "qkv_bias": true,
+        "id2label": labels,
     })
 }
 
@@ -161,9 +162,9 @@ impl Shape {
     }
 }
 
-/// Writes a checkpoint of random bf16 weights into the existing folder `dir`, with a tokenizer of single bytes or the settings
-/// of an image processor: a shape of [`SHAPES`] with so many blocks (its own number if `None`). The same seed gives the same bytes. `progress` is told the
-/// bytes written and those in all.
+/// Writes a checkpoint of random bf16 weights into the existing folder `dir`, with a tokenizer of single bytes or the
+/// settings of an image processor: a shape of [`SHAPES`] with so many blocks (its own number if `None`). The same seed gives
+/// the same bytes. `progress` is told the bytes written and those in all.
 ///
 /// Weights are about normal with a standard deviation of 0.02, as at the start of a training. One channel in 64 of every
 /// norm is eight times the others: real networks have such channels, and searches must meet them.

@@ -9,8 +9,8 @@
 
 use crate::QuantizeError;
 use crate::job::{Job, Progress};
-use crate::methods::block_scale::{Blocks, Values, is_block};
-use crate::recipe::{Recipe, Scales};
+use crate::methods::block_scale::{Blocks, Values, f32_scales, is_block};
+use crate::recipe::Recipe;
 use halfbyte_checkpoint::{LayerScheme, RawTensor};
 use halfbyte_formats::{QuantizedMatrix, Scheme};
 use halfbyte_model::{Architecture, Model, Site};
@@ -85,9 +85,9 @@ pub(crate) fn stored_bits(sites: &[&Site], scheme: &LayerScheme) -> u64 {
 
 /// Error and bits of one set in one scheme.
 #[derive(Clone, Copy, Debug)]
-struct Cost {
-    error: f64,
-    bits: u64,
+pub(crate) struct Cost {
+    pub(crate) error: f64,
+    pub(crate) bits: u64,
 }
 
 /// The cost of every scheme for one set.
@@ -107,7 +107,7 @@ fn errors(
         let mut error = 0.0;
         for (site, weight) in sites.iter().zip(&weights) {
             let Some(scheme) = layer.weight else { continue };
-            error += relative_error(site, weight, scheme, largest, recipe.scales)?;
+            error += relative_error(site, weight, scheme, largest, recipe)?;
         }
         costs.push(Cost { error, bits: stored_bits(sites, layer) });
     }
@@ -120,16 +120,19 @@ fn relative_error(
     weight: &RawTensor,
     scheme: Scheme,
     largest: f32,
-    scales: Scales,
+    recipe: &Recipe,
 ) -> Result<f64, QuantizeError> {
     let (error, signal);
     if is_block(scheme) {
-        let coded = Blocks::new(scheme, largest, scales)?.encode(Values::from(weight), site.inputs, &[]);
+        let coded =
+            Blocks::new(scheme, largest, recipe.scales)?.encode(Values::from(weight), site.inputs, &[]);
         (error, signal) = (coded.error, coded.signal);
     } else {
         let mut values = vec![0.0; weight.len()];
         Values::from(weight).read(0, &mut values);
-        let matrix = QuantizedMatrix::quantize_max(&site.name, &values, site.outputs, site.inputs, scheme)?;
+        let (name, rows, cols) = (&site.name, site.outputs, site.inputs);
+        let scales = f32_scales(name, &values, cols, scheme, recipe, &[])?;
+        let matrix = QuantizedMatrix::quantize_with_scales(name, &values, rows, cols, scheme, scales, 1.0)?;
         let mut difference = matrix.dequantize();
         difference.iter_mut().zip(&values).for_each(|(d, v)| *d -= v);
         (error, signal) = (sum_of_squares(&difference), sum_of_squares(&values));
@@ -138,7 +141,7 @@ fn relative_error(
 }
 
 /// For every set the position of the scheme that it gets.
-fn choose(options: &[Vec<Cost>], budget: Option<u64>) -> Vec<usize> {
+pub(crate) fn choose(options: &[Vec<Cost>], budget: Option<u64>) -> Vec<usize> {
     let best = |costs: &Vec<Cost>, key: fn(&Cost) -> (f64, f64)| {
         let order = |&a: &usize, &b: &usize| {
             let (a, b) = (key(&costs[a]), key(&costs[b]));

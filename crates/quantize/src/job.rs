@@ -1,5 +1,6 @@
 //! A whole run: from a checkpoint to the output folder.
 
+use crate::allocation::allocate;
 use crate::choice;
 use crate::clock::{Phase, timed};
 use crate::inputs::Packs;
@@ -111,13 +112,16 @@ pub fn quantize(job: &Job, progress: &mut dyn Progress) -> Result<Outcome, Quant
         let _ = fs::remove_dir_all(&partial);
         return Ok(Outcome { report, was_finished: true });
     }
-    let settled = choice::settle(job, progress)?;
+    check_shapes(&job.model.architecture, job.recipe)?;
+    let settled = match allocate(job, &id, &partial, progress)? {
+        None => choice::settle(job, progress)?,
+        allocated => allocated,
+    };
     let job = &Job { recipe: settled.as_ref().unwrap_or(job.recipe), ..*job };
     if !job.recipe.needs_calibration() {
         let report = weights_only::run(job, &id, &partial, progress)?;
         return Ok(Outcome { report, was_finished: false });
     }
-    check_shapes(&job.model.architecture, job.recipe)?;
     let rotation = Rotation::of(&job.model.architecture, job.recipe)?;
     let packs = Packs::new(&job.model.architecture, job.inputs)?;
     let journal = Journal::open(partial, &id)?;
@@ -196,14 +200,9 @@ fn add(input: &Input, hasher: &mut blake3::Hasher) {
 pub fn activation_bytes(architecture: &Architecture, recipe: &Recipe, tokens: usize) -> u64 {
     let taps = architecture.blocks.iter().flat_map(|b| &b.taps).map(|t| t.channels());
     let quantized = |b: &&BlockSpec| recipe.quantizes_attention(b.attention_name());
-    let operands = architecture.blocks.iter().filter(quantized).map(operand_channels);
+    let operands = architecture.blocks.iter().filter(quantized).map(BlockSpec::operand_channels);
     let widest = taps.chain(operands).max().unwrap_or(0);
     (tokens * (architecture.hidden + widest) * 4) as u64
-}
-
-/// Channels of a token's query, key and value together.
-pub(crate) fn operand_channels(block: &BlockSpec) -> usize {
-    (block.attention.heads + 2 * block.attention.kv_heads) * block.attention.head_dim
 }
 
 /// Memory where the activations at the widest place fit, else the working folder.
@@ -227,6 +226,16 @@ struct PartNote {
     layers: Vec<(LayerReport, LayerScheme)>,
     attention: Option<(AttentionReport, AttentionScheme)>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    transforms: Vec<Note>,
+}
+
+/// One part of the journal: the embedding, a block, or what lies behind the last.
+#[derive(Default)]
+struct Part {
+    sites: Vec<QuantizedSite>,
+    attention: Option<QuantizedAttention>,
+    /// Tensors that transforms changed and that are not quantized.
+    kept: Vec<(TensorSpec, Vec<u8>)>,
     transforms: Vec<Note>,
 }
 
@@ -261,9 +270,9 @@ impl Run<'_> {
             let around = Surroundings { rotary: &rotary, layouts: &self.packs.layouts, place: &self.place };
             for b in finished.saturating_sub(1)..blocks {
                 let mut block = timed(Phase::Read, || self.job.model.block(b))?;
-                let stopped = || if progress.stopped() { Err(QuantizeError::Stopped(b)) } else { Ok(()) };
+                let mut stopped = || if progress.stopped() { Err(QuantizeError::Stopped(b)) } else { Ok(()) };
                 let transformed = timed(Phase::Search, || {
-                    transform_block(&mut block, &hidden, self.job.recipe, &around, &mut || stopped())
+                    transform_block(&mut block, &hidden, self.job.recipe, &around, &mut stopped)
                 })?;
                 let kept = self.kept_tensors(&block, &transformed.changed);
                 let mut on_tap = |layers| {
@@ -274,7 +283,8 @@ impl Run<'_> {
                 hidden = done.hidden;
                 check_finite(&hidden, b)?;
                 timed(Phase::Write, || {
-                    self.write(b + 1, &done.sites, done.attention.as_ref(), kept, transformed.notes)?;
+                    let (sites, attention) = (done.sites, done.attention);
+                    self.write(b + 1, Part { sites, attention, kept, transforms: transformed.notes })?;
                     self.journal.write_state(b + 2, &hidden)
                 })?;
             }
@@ -291,8 +301,8 @@ impl Run<'_> {
             };
             let table = architecture.embedding().weight();
             let kept = self.turned(&sites, |tensor| tensor != table)?;
-            let notes = self.rotation.iter().map(|r| r.note_outside(architecture)).collect();
-            self.write(blocks + 1, &sites, None, kept, notes)?;
+            let transforms = self.rotation.iter().map(|r| r.note_outside(architecture)).collect();
+            self.write(blocks + 1, Part { sites, kept, transforms, ..Part::default() })?;
             progress.advance(behind);
         }
         let report = timed(Phase::Write, || self.assemble(id))?;
@@ -331,7 +341,7 @@ impl Run<'_> {
             rotation.turn_states(&mut hidden)?;
         }
         let kept = self.turned(&sites, |tensor| tensor == site.weight())?;
-        self.write(0, &sites, None, kept, Vec::new())?;
+        self.write(0, Part { sites, kept, ..Part::default() })?;
         self.journal.write_state(1, &hidden)?;
         Ok(hidden)
     }
@@ -351,32 +361,26 @@ impl Run<'_> {
     /// The tensors that transforms changed and that are not quantized.
     fn kept_tensors(&self, block: &Block, changed: &BTreeSet<String>) -> Vec<(TensorSpec, Vec<u8>)> {
         let recipe = self.job.recipe;
-        let coded = |site: &Site| recipe.weight_bits < 16 && !recipe.keeps(site);
+        let coded = |site: &Site| recipe.bits_of(&site.name).0 < 16 && !recipe.keeps(site);
         let sites = block.spec.taps.iter().flat_map(|t| &t.sites);
         let coded: BTreeSet<String> = sites.filter(|s| coded(s)).map(Site::weight).collect();
         tensors_of(self.job.model, block, &changed.difference(&coded).cloned().collect())
     }
 
-    fn write(
-        &self,
-        part: usize,
-        sites: &[QuantizedSite],
-        attention: Option<&QuantizedAttention>,
-        kept: Vec<(TensorSpec, Vec<u8>)>,
-        transforms: Vec<Note>,
-    ) -> Result<(), QuantizeError> {
-        let mut tensors: Vec<_> = sites.iter().flat_map(|s| s.stored.tensors(&s.name)).collect();
-        if let Some(a) = attention {
+    /// Writes part number `number` of the journal.
+    fn write(&self, number: usize, part: Part) -> Result<(), QuantizeError> {
+        let mut tensors: Vec<_> = part.sites.iter().flat_map(|s| s.stored.tensors(&s.name)).collect();
+        if let Some(a) = &part.attention {
             // Part 0 is the embedding.
-            let widths = self.job.model.architecture.blocks[part - 1].attention_widths();
+            let widths = self.job.model.architecture.blocks[number - 1].attention_widths();
             tensors.extend(a.stored.tensors(&a.name, widths));
         }
-        tensors.extend(kept);
-        let layers = sites.iter().map(|s| (LayerReport::new(s, self.shape(&s.name)), s.stored.scheme()));
-        let attention = attention.map(|a| (AttentionReport::new(a), a.stored.scheme()));
-        let note = PartNote { layers: layers.collect(), attention, transforms };
+        tensors.extend(part.kept);
+        let layers = part.sites.iter().map(|s| (LayerReport::new(s, self.shape(&s.name)), s.stored.scheme()));
+        let attention = part.attention.as_ref().map(|a| (AttentionReport::new(a), a.stored.scheme()));
+        let note = PartNote { layers: layers.collect(), attention, transforms: part.transforms };
         let note = serde_json::to_string(&note).map_err(|e| QuantizeError::Output(e.to_string()))?;
-        self.journal.write_block(part, &tensors, note)
+        self.journal.write_block(number, &tensors, note)
     }
 
     fn shape(&self, name: &str) -> [usize; 2] {

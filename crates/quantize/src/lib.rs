@@ -1,5 +1,8 @@
 //! Post-training quantization: plan, streamed calibration, methods, recipes, journal.
 
+mod allocation;
+mod auto;
+mod built_in;
 mod choice;
 mod clock;
 mod embedding;
@@ -10,6 +13,7 @@ mod journal;
 pub mod methods;
 mod output;
 mod plan;
+mod probe;
 mod profile;
 mod recipe;
 mod recipe_file;
@@ -22,6 +26,7 @@ mod tap;
 pub mod transforms;
 mod weights_only;
 
+pub use auto::{AUTO_FILE, AutoChoice, AutoJob, AutoTarget, Tried, choose_recipe, trial_bytes};
 pub use clock::{Phase, phase_seconds};
 pub use embedding::quantize_embedding;
 pub use error::QuantizeError;

@@ -4,10 +4,12 @@
 //! time a count of its operations at a speed measured on this machine; their constants are in [`cost`].
 
 use crate::QuantizeError;
+use crate::allocation;
 use crate::choice::{check_bound, stored_bits};
 use crate::inputs::PACK;
-use crate::job::{activation_bytes, operand_channels};
+use crate::job::activation_bytes;
 use crate::methods::block_scale::is_block;
+use crate::methods::{COMPARED_ROWS, PIECE_BYTES};
 use crate::output::untied_tensors;
 use crate::recipe::{First, Method, Recipe, Search};
 use crate::search::{HISTOGRAM_BYTES, ShiftRule, steps_per_channel};
@@ -28,8 +30,6 @@ mod cost {
     pub(super) const TOKENIZER: u64 = 16;
     /// Temporaries of a search or correction over a piece of a group's rows.
     pub(super) const PIECE_BUFFERS: u64 = 4;
-    /// Bytes of such a piece at most (as in `methods::fpq`).
-    pub(super) const PIECE_BYTES: u64 = 16 << 20;
     /// Copies of the sample `[tokens, inputs]` in the search of an input: the sample, its transpose, the error of a
     /// candidate.
     pub(super) const SAMPLE_COPIES: u64 = 3;
@@ -38,8 +38,6 @@ mod cost {
     /// Outputs of the sample `[tokens, outputs]` and its inputs `[tokens, inputs]` that are compared.
     pub(super) const COMPARED_OUTPUTS: u64 = 2;
     pub(super) const COMPARED_INPUTS: u64 = 2;
-    /// Output channels compared at a time (as in `methods`).
-    pub(super) const COMPARED_ROWS: u64 = 2048;
     /// Copies of one window `[tokens, widest]` in a forward pass: input, quantized input, outputs.
     pub(super) const FORWARD_COPIES: u64 = 4;
     /// Copies of the embedding table in f32 while it is quantized: values, decoded codes.
@@ -122,7 +120,7 @@ pub struct PlannedSite {
 }
 
 impl PlannedSite {
-    fn new(site: &Site, weight_bits: u32, activation_bits: u32, shifts: bool) -> Self {
+    pub(crate) fn new(site: &Site, weight_bits: u32, activation_bits: u32, shifts: bool) -> Self {
         let (name, kind, rows, cols) = (&site.name, site.kind(), site.outputs, site.inputs);
         let mut bytes = 0;
         if weight_bits < 16 {
@@ -238,8 +236,7 @@ pub fn plan(model: &Model, recipe: &Recipe, options: PlanOptions) -> Result<Plan
     check_shapes(model, recipe)?;
     let shifts = recipe.method == Method::Fpq && recipe.shifts != ShiftRule::None;
     let planned = |site: &Site| {
-        let untouched = recipe.weight_bits == 16 && recipe.activation_bits == 16;
-        (!recipe.keeps(site) && !untouched).then(|| match recipe.layer_scheme(&site.name) {
+        (!recipe.leaves(site)).then(|| match recipe.layer_scheme(&site.name) {
             // What will be chosen is not known from the headers: the largest.
             Some(_) if !recipe.alternatives.is_empty() => {
                 let choices = recipe.choices();
@@ -247,7 +244,14 @@ pub fn plan(model: &Model, recipe: &Recipe, options: PlanOptions) -> Result<Plan
                 PlannedSite::of_scheme(site, *largest.unwrap_or(&choices[0]))
             }
             Some(scheme) => PlannedSite::of_scheme(site, scheme),
-            None => PlannedSite::new(site, recipe.weight_bits, recipe.activation_bits, shifts),
+            None => {
+                // What will be allocated is not known from the headers: the largest.
+                let (weight, input) = match recipe.max_bits {
+                    Some(_) => (8, if recipe.activation_bits < 16 { 8 } else { 16 }),
+                    None => recipe.bits_of(&site.name),
+                };
+                PlannedSite::new(site, weight, input, shifts)
+            }
         })
     };
     let sites: Vec<PlannedSite> = a.sites().filter_map(planned).collect();
@@ -290,6 +294,7 @@ pub fn plan(model: &Model, recipe: &Recipe, options: PlanOptions) -> Result<Plan
 fn check_shapes(model: &Model, recipe: &Recipe) -> Result<(), QuantizeError> {
     let a = &model.architecture;
     check_bound(a, recipe)?;
+    allocation::check_bound(a, recipe)?;
     for block in &a.blocks {
         if let Some(scheme) = recipe.attention_scheme(block.attention_name()) {
             let checked = scheme.check(block.attention_name(), block.attention_widths());
@@ -389,6 +394,25 @@ impl Shape<'_> {
         self.activation_bytes() > self.options.activation_memory
     }
 
+    /// Most bits of a code.
+    fn weight_bits(&self) -> u32 {
+        let own = self.recipe.layer_bits.values().copied().chain([self.recipe.weight_bits]);
+        if self.recipe.max_bits.is_some() { 8 } else { own.filter(|&b| b < 16).max().unwrap_or(8) }
+    }
+
+    /// What is there beside a run while sensitivities are measured: two more copies of a block, and its codes.
+    fn allocation_bytes(&self) -> Result<u64, CheckpointError> {
+        let mut most = 0;
+        for block in self.architecture().blocks.iter().filter(|_| self.recipe.allocates()) {
+            let mut bytes = 0;
+            for site in block.taps.iter().flat_map(|t| &t.sites) {
+                bytes += 2 * self.stored_weight(site)? + (site.outputs * site.inputs) as u64;
+            }
+            most = most.max(bytes);
+        }
+        Ok(most)
+    }
+
     /// Bytes of a layer's weight as stored in the checkpoint.
     fn stored_weight(&self, site: &Site) -> Result<u64, CheckpointError> {
         Ok(self.model.weight_info(site)?.bytes)
@@ -426,6 +450,9 @@ impl Shape<'_> {
         let largest = moments.into_iter().reduce(|a, b| if b.peak_bytes() > a.peak_bytes() { b } else { a });
         let mut largest = largest.unwrap_or(Memory { moment: String::new(), terms: Vec::new() });
         largest.terms.push(("calibration data", self.input_bytes()));
+        if self.recipe.allocates() {
+            largest.terms.push(("copies of a block", self.allocation_bytes()?));
+        }
         largest.terms.push(("allocator", largest.peak_bytes() / cost::ALLOCATOR_SHARE));
         Ok(largest)
     }
@@ -494,7 +521,7 @@ impl Shape<'_> {
         let mut terms = vec![
             ("process", self.process()),
             ("stored weights", stored),
-            ("codes", done * u64::from(self.recipe.weight_bits.min(8)) / 8),
+            ("codes", done * u64::from(self.weight_bits()) / 8),
         ];
         let hidden = self.architecture().hidden;
         let channels = block.carried(tap, hidden) as u64 + sites[0].inputs as u64;
@@ -514,7 +541,7 @@ impl Shape<'_> {
         for site in block.taps.iter().flat_map(|t| &t.sites) {
             stored += self.stored_weight(site)?;
         }
-        let channels = operand_channels(block) as u64;
+        let channels = block.operand_channels() as u64;
         let hidden = self.architecture().hidden;
         let output = block.taps.get(1).map_or(0, |t| t.sites.iter().map(|s| s.outputs * s.inputs).sum());
         let terms = vec![
@@ -572,8 +599,8 @@ impl Shape<'_> {
         let sample = self.sample();
         let packing = weights
             + cost::COMPARED_INPUTS * 4 * sample * k
-            + cost::COMPARED_OUTPUTS * 4 * sample * group.min(cost::COMPARED_ROWS)
-            + group * k * u64::from(self.recipe.weight_bits.min(8)) / 8;
+            + cost::COMPARED_OUTPUTS * 4 * sample * group.min(COMPARED_ROWS as u64)
+            + group * k * u64::from(self.weight_bits()) / 8;
         let mut moments = vec![("forward pass", forward), ("compare and pack", packing)];
         let searched = self.recipe.method == Method::Fpq;
         let rounded = self.recipe.method == Method::Scheme && self.recipe.uses_factor();
@@ -594,7 +621,7 @@ impl Shape<'_> {
                 // multiplied by the inverse first, a copy of it in the order of rounding.
                 let solved = cross && recipe.correct && group > k;
                 let squares = 1 + u64::from(cross) + u64::from(solved);
-                let pieces = cost::PIECE_BUFFERS * weights.min(cost::PIECE_BYTES);
+                let pieces = cost::PIECE_BUFFERS * weights.min(PIECE_BYTES as u64);
                 moments.push(("search of the weights", weights + squares * 4 * k * k + pieces));
             }
         }
@@ -626,6 +653,9 @@ impl Shape<'_> {
             }
             self.search_work(&tap.sites, &mut work);
         }
+        if self.recipe.allocates() {
+            self.allocation_work(&mut work);
+        }
         for block in a.blocks.iter().filter(|b| self.recipe.quantizes_attention(b.attention_name())) {
             self.attention_work(block, &mut work);
         }
@@ -641,6 +671,21 @@ impl Shape<'_> {
         work
     }
 
+    /// Every layer quantized to every width for a part of the inputs, and as many passes through its block as that has
+    /// taps and there are widths.
+    fn allocation_work(&self, work: &mut Work) {
+        let rows = self.options.rows.min(allocation::ROWS);
+        let some = Shape { options: PlanOptions { rows, ..self.options }, ..*self };
+        let widths = allocation::widths(self.recipe).len();
+        for block in &self.architecture().blocks {
+            let layers = block.taps.iter().flat_map(|t| &t.sites).map(|s| s.outputs * s.inputs);
+            work.multiply_adds += (layers.sum::<usize>() * rows * (block.taps.len() * widths + 1)) as f64;
+            for tap in &block.taps {
+                (0..widths).for_each(|_| some.search_work(&tap.sites, work));
+            }
+        }
+    }
+
     /// The search of the operands; probabilities take far less.
     fn attention_work(&self, block: &BlockSpec, work: &mut Work) {
         let recipe = self.recipe;
@@ -652,7 +697,8 @@ impl Shape<'_> {
             ShiftRule::Error => steps_per_channel(&recipe.activation_grid),
             _ => recipe.activation_grid.steps,
         };
-        work.roundings += formats * candidates as f64 * self.sample() as f64 * operand_channels(block) as f64;
+        work.roundings +=
+            formats * candidates as f64 * self.sample() as f64 * block.operand_channels() as f64;
     }
 
     /// Each line is one of the steps of `methods::fpq`, or of `methods::gptq`.

@@ -36,9 +36,10 @@ pub enum Scales {
     RoundUp,
     /// NVFP4: the better of `max / 6` and `max / 4`.
     FourOverSix,
-    /// NVFP4, MXFP4: the code of least squared error.
+    /// Of least squared error: among the codes of block scales (NVFP4, MXFP4), or for f32 scales among the multiples of the largest
+    /// magnitude that `weight_grid` has (clip search).
     Sweep,
-    /// NVFP4, MXFP4: the code of least error weighted by the mean squares of the inputs, which a calibration text gives.
+    /// The same with errors weighted by the mean squares of the inputs, which a calibration text gives.
     Weighted,
 }
 
@@ -133,6 +134,9 @@ impl Products {
     }
 }
 
+/// Widths of numbers, 16 for what is left alone.
+pub(crate) const BITS: [u32; 4] = [4, 6, 8, 16];
+
 /// What shares a scale among attention's probabilities.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -178,12 +182,18 @@ pub struct Recipe {
     /// take the one of least error. Inputs, where they are quantized, follow their weights.
     #[serde(serialize_with = "as_texts", skip_serializing_if = "Vec::is_empty")]
     pub alternatives: Vec<Scheme>,
-    /// With `alternatives`: most stored bits of a weight, on average over all quantized layers, scales included.
+    /// Most stored bits of a weight, scales and shifts included. With `alternatives` on average over all quantized layers;
+    /// with methods that choose formats on average over the linear layers of the blocks, which then get 4, 6 or 8 bits each,
+    /// `weight_bits` at least, by measured sensitivity.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_bits: Option<f32>,
     /// Schemes of weights by parts of layer names, instead of `weight_scheme`; the longest part that fits counts.
     #[serde(serialize_with = "as_map", skip_serializing_if = "BTreeMap::is_empty")]
     pub schemes: BTreeMap<String, Scheme>,
+    /// Bits of layers by parts of their names, instead of `weight_bits` and (unless that is 16) `activation_bits`, for methods that
+    /// choose formats; the longest part that fits counts.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub layer_bits: BTreeMap<String, u32>,
     /// How the scales of weights are chosen, for `method = "scheme"`.
     pub scales: Scales,
     /// What is done to the full-precision network first, block by block and in this order, to make it easier to quantize:
@@ -253,6 +263,7 @@ impl Default for Recipe {
             alternatives: Vec::new(),
             max_bits: None,
             schemes: BTreeMap::new(),
+            layer_bits: BTreeMap::new(),
             scales: Scales::Absmax,
             transforms: Vec::new(),
             keep: Vec::new(),
@@ -279,77 +290,7 @@ impl Default for Recipe {
     }
 }
 
-/// The names before the bits.
-const METHODS: [&str; 5] = ["minmax-int", "minmax-fp", "fpq-baseline", "fpq", "fpq-published"];
-/// Weight and activation bits that have a name.
-const BITS: [(&str, u32, u32); 5] =
-    [("w4a4", 4, 4), ("w6a6", 6, 6), ("w8a8", 8, 8), ("w4a8", 4, 8), ("w4a16", 4, 16)];
-
-/// Recipes of fixed schemes: name, scheme of weights, scheme of inputs.
-const SCHEMES: [(&str, &str, &str); 14] = [
-    ("nvfp4-w4a16", "e2m1/group16/e4m3", ""),
-    ("nvfp4-w4a4", "e2m1/group16/e4m3", "e2m1/group16/e4m3/dynamic"),
-    ("mxfp4-w4a16", "e2m1/group32/e8m0", ""),
-    ("mxfp4-w4a4", "e2m1/group32/e8m0", "e2m1/group32/e8m0/dynamic"),
-    ("fp8-w8a16", "e4m3fn/channel", ""),
-    ("fp8-w8a8", "e4m3fn/channel", "e4m3fn/channel/dynamic"),
-    ("int4-g32-w4a16", "int4/group32", ""),
-    ("int8-w8a16", "int8/channel", ""),
-    ("int8-w8a8", "int8/channel", "int8/channel/dynamic"),
-    ("nvfp4-gptq-w4a16", "e2m1/group16/e4m3", ""),
-    ("nvfp4-gptq-w4a4", "e2m1/group16/e4m3", "e2m1/group16/e4m3/dynamic"),
-    ("mxfp4-gptq-w4a16", "e2m1/group32/e8m0", ""),
-    ("mxfp4-gptq-w4a4", "e2m1/group32/e8m0", "e2m1/group32/e8m0/dynamic"),
-    ("int4-g32-gptq-w4a16", "int4/group32", ""),
-];
-
 impl Recipe {
-    /// All built-in names.
-    pub fn names() -> Vec<String> {
-        let searched = METHODS.iter().flat_map(|m| BITS.iter().map(move |(b, ..)| format!("{m}-{b}")));
-        searched.chain(SCHEMES.iter().map(|s| s.0.to_owned())).collect()
-    }
-
-    /// A recipe of fixed schemes. The embedding and the output layer stay as they are, which is what engines expect.
-    fn of_schemes(name: &str, weight: &str, input: &str) -> Option<Self> {
-        let weight: Scheme = weight.parse().ok()?;
-        let input: Option<Scheme> = input.parse().ok();
-        let nearest = Self {
-            name: name.into(),
-            method: Method::Scheme,
-            weight_bits: weight.element.bits(),
-            activation_bits: input.map_or(16, |s| s.element.bits()),
-            embedding_bits: 16,
-            weight_scheme: Some(weight),
-            input_scheme: input,
-            // Those that leave the lowest perplexity without calibration data (docs/formats.md).
-            scales: match weight.scale {
-                ScaleFormat::F32 => Scales::Absmax,
-                ScaleFormat::E4M3 => Scales::FourOverSix,
-                ScaleFormat::E8M0 => Scales::Sweep,
-            },
-            keep: vec!["lm_head".into()],
-            calibration: Calibration::FullPrecision,
-            shifts: ShiftRule::None,
-            correct: false,
-            feedback: false,
-            products: Products::F32,
-            ..Self::default()
-        };
-        if !name.contains("-gptq-") {
-            return Some(nearest);
-        }
-        Some(Self {
-            calibration: Calibration::Sequential,
-            correct: input.is_some(),
-            feedback: true,
-            scales: if nearest.scales == Scales::Absmax { Scales::Absmax } else { Scales::Weighted },
-            damping: 0.01,
-            products: Products::Bf16,
-            ..nearest
-        })
-    }
-
     /// Whether weights are rounded by the factor of their inputs' Gram matrix.
     pub fn uses_factor(&self) -> bool {
         self.correct || self.feedback
@@ -370,13 +311,28 @@ impl Recipe {
         if self.method != Method::Scheme {
             return None;
         }
-        let dotted = format!("{name}.");
-        let named = self.schemes.iter().filter(|(part, _)| dotted.contains(part.as_str()));
-        let named = named.max_by_key(|(part, _)| part.len()).map(|(_, scheme)| *scheme);
-        Some(match named {
-            Some(weight) => self.with_input(weight),
+        Some(match longest_part(&self.schemes, name) {
+            Some(&weight) => self.with_input(weight),
             None => LayerScheme { weight: self.weight_scheme, input: self.input_scheme },
         })
+    }
+
+    /// Bits of the weight and of the input of the linear layer `name`, for methods that choose formats.
+    pub fn bits_of(&self, name: &str) -> (u32, u32) {
+        match longest_part(&self.layer_bits, name) {
+            Some(&bits) => (bits, if self.activation_bits < 16 { bits } else { 16 }),
+            None => (self.weight_bits, self.activation_bits),
+        }
+    }
+
+    /// Whether the bits of every layer are chosen under a bound on their average.
+    pub(crate) fn allocates(&self) -> bool {
+        self.max_bits.is_some() && self.method != Method::Scheme
+    }
+
+    /// Whether this linear layer is not quantized.
+    pub(crate) fn leaves(&self, site: &Site) -> bool {
+        self.keeps(site) || self.bits_of(&site.name) == (16, 16)
     }
 
     /// The schemes among which layers choose: `weight_scheme` and the alternatives.
@@ -439,15 +395,13 @@ impl Recipe {
                     .map_err(|e| QuantizeError::Recipe { field: "scales".into(), message: e.to_string() })?;
             }
         }
-        if let Some(bits) = self.max_bits.filter(|b| !(*b > 0.0 && *b <= 32.0)) {
-            return wrong("max_bits", format!("{bits} is not between 0 and 32"));
-        }
         let coded = |s: &LayerScheme| s.weight.is_some_and(|w| w.scale != ScaleFormat::F32);
-        if self.scales != Scales::Absmax && !possible.iter().any(coded) {
+        let any_scheme = matches!(self.scales, Scales::Absmax | Scales::Sweep | Scales::Weighted);
+        if !any_scheme && !possible.iter().any(coded) {
             return wrong(
                 "scales",
                 format!(
-                    "must be \"absmax\" for {weight}: other rules choose among the codes of E4M3 or E8M0 scales"
+                    "must be \"absmax\", \"sweep\" or \"weighted\" for {weight}: the others are for E4M3 or E8M0 scales"
                 ),
             );
         }
@@ -478,62 +432,6 @@ impl Recipe {
             );
         }
         check_input(kv).map_or_else(|message| wrong("kv_scheme", &message), Ok)
-    }
-
-    /// The built-in recipe of this name; `fpq-published` alone means its W4A4.
-    ///
-    /// # Errors
-    /// [`QuantizeError::UnknownRecipe`] with the list of names.
-    pub fn named(name: &str) -> Result<Self, QuantizeError> {
-        if let Some(recipe) = SCHEMES
-            .iter()
-            .find(|s| s.0 == name)
-            .and_then(|(name, weight, input)| Self::of_schemes(name, weight, input))
-        {
-            return Ok(recipe);
-        }
-        let unknown = || QuantizeError::UnknownRecipe { name: name.into(), known: Self::names().join(", ") };
-        let full = if METHODS.contains(&name) { format!("{name}-w4a4") } else { name.to_string() };
-        let (method, bits) = full.rsplit_once('-').ok_or_else(unknown)?;
-        let &(_, weight_bits, activation_bits) =
-            BITS.iter().find(|(b, ..)| *b == bits).ok_or_else(unknown)?;
-        // bfloat16 has 8 bits of precision: enough beside the error of 4 bits, and not beside that of 6.
-        let products = if weight_bits == 4 { Products::Bf16 } else { Products::F32 };
-        let base = Self { name: name.into(), weight_bits, activation_bits, products, ..Self::default() };
-        // MinMax and the published forms look at full-precision inputs and know neither correction nor feedback.
-        let plain = Self {
-            calibration: Calibration::FullPrecision,
-            coverage: 0.0,
-            token_weights: false,
-            probability_scale: ProbabilityScale::Tensor,
-            share_input: false,
-            correct: false,
-            feedback: false,
-            products: Products::F32,
-            ..base.clone()
-        };
-        Ok(match method {
-            "minmax-int" => Self { method: Method::MinmaxInt, shifts: ShiftRule::None, ..plain },
-            "minmax-fp" => Self { method: Method::MinmaxFp, shifts: ShiftRule::None, ..plain },
-            "fpq-baseline" => Self { shifts: ShiftRule::None, ..plain.published() },
-            "fpq-published" => plain.published(),
-            "fpq" => base,
-            _ => return Err(unknown()),
-        })
-    }
-
-    /// The paper's search.
-    fn published(self) -> Self {
-        Self {
-            method: Method::Fpq,
-            shifts: ShiftRule::Maximum,
-            rounds: 3,
-            first: First::Weight,
-            weight_grid: Grid::PUBLISHED,
-            activation_grid: Grid::PUBLISHED,
-            finalists: 8,
-            ..self
-        }
     }
 
     /// Whether this linear layer or table is left alone.
@@ -592,19 +490,37 @@ impl Recipe {
             ("embedding_bits", self.embedding_bits),
             ("attention_bits", self.attention_bits),
         ] {
-            if ![4, 6, 8, 16].contains(&bits) {
+            if !BITS.contains(&bits) {
                 return wrong(field, format!("{bits} is none of 4, 6, 8 and 16"));
             }
         }
+        if let Some((layer, bits)) = self.layer_bits.iter().find(|(_, b)| !BITS.contains(b)) {
+            return wrong("layer_bits", format!("{bits} of {layer:?} is none of 4, 6, 8 and 16"));
+        }
         match self.method {
+            Method::Scheme if !self.layer_bits.is_empty() => {
+                return wrong(
+                    "layer_bits",
+                    "is for methods that choose formats; method = \"scheme\" has schemes".into(),
+                );
+            }
             Method::Scheme => self.check_schemes()?,
             _ if self.weight_scheme.is_some() || self.input_scheme.is_some() => {
                 return wrong("weight_scheme", "and input_scheme go with method = \"scheme\"".into());
             }
-            _ if !self.alternatives.is_empty() || !self.schemes.is_empty() || self.max_bits.is_some() => {
-                return wrong("alternatives", "schemes and max_bits go with method = \"scheme\"".into());
+            _ if !self.alternatives.is_empty() || !self.schemes.is_empty() => {
+                return wrong("alternatives", "and schemes go with method = \"scheme\"".into());
+            }
+            _ if self.max_bits.is_some() && (self.weight_bits == 16 || !self.layer_bits.is_empty()) => {
+                return wrong("max_bits", "chooses layer_bits, from weight_bits on; give it without layer_bits and with weight_bits below 16".into());
+            }
+            _ if self.max_bits.is_some() && ![16, self.weight_bits].contains(&self.activation_bits) => {
+                return wrong("max_bits", "gives inputs as many bits as weights; activation_bits must be 16 or equal to weight_bits".into());
             }
             _ => {}
+        }
+        if let Some(bits) = self.max_bits.filter(|b| !(*b > 0.0 && *b <= 32.0)) {
+            return wrong("max_bits", format!("{bits} is not between 0 and 32"));
         }
         self.check_attention()?;
         if self.rounds == 0 || self.rounds > 100 {
@@ -680,6 +596,13 @@ impl Recipe {
     }
 }
 
+/// What a map says of the layer `name` by the longest part of it that the map has.
+fn longest_part<'a, T>(parts: &'a BTreeMap<String, T>, name: &str) -> Option<&'a T> {
+    let dotted = format!("{name}.");
+    let fitting = parts.iter().filter(|(part, _)| dotted.contains(part.as_str()));
+    fitting.max_by_key(|(part, _)| part.len()).map(|(_, found)| found)
+}
+
 /// Whether inputs of this scheme can be computed.
 ///
 /// # Errors
@@ -699,22 +622,6 @@ fn check_input(input: Scheme) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn every_name_is_a_valid_recipe() {
-        for name in Recipe::names() {
-            let recipe = Recipe::named(&name).unwrap();
-            recipe.check().unwrap();
-            assert_eq!(recipe.name, name);
-        }
-        assert_eq!(Recipe::named("fpq-published").unwrap().weight_bits, 4);
-    }
-
-    #[test]
-    fn an_unknown_name_lists_the_known() {
-        let error = Recipe::named("fpq-w3a3").unwrap_err().to_string();
-        assert!(error.contains("fpq-w3a3") && error.contains("minmax-int-w4a4"), "{error}");
-    }
 
     #[test]
     fn layers_may_have_schemes_of_their_own() {
@@ -739,6 +646,26 @@ mod tests {
         // Integers in groups have no inputs that could be computed.
         let int4 = Recipe { alternatives: vec!["int4/group32".parse().unwrap()], ..recipe };
         assert!(int4.check().unwrap_err().to_string().contains("int4/group32/dynamic"));
+    }
+
+    #[test]
+    fn layers_may_have_bits_of_their_own() {
+        let bits = BTreeMap::from([("down_proj".into(), 6), ("layers.0.mlp.down_proj".into(), 16)]);
+        let recipe = Recipe { layer_bits: bits, ..Recipe::default() };
+        recipe.check().unwrap();
+        assert_eq!(recipe.bits_of("model.layers.1.mlp.down_proj"), (6, 6));
+        assert_eq!(recipe.bits_of("model.layers.1.mlp.up_proj"), (4, 4));
+        assert!(recipe.leaves(&Site::new("model.layers.0.mlp.down_proj", 1, 1)));
+        let weights = Recipe { activation_bits: 16, ..recipe.clone() };
+        assert_eq!(weights.bits_of("model.layers.1.mlp.down_proj"), (6, 16));
+        let error = |recipe: Recipe| recipe.check().unwrap_err().to_string();
+        assert!(error(Recipe { max_bits: Some(5.0), ..recipe.clone() }).contains("without layer_bits"));
+        let three = BTreeMap::from([("up_proj".into(), 3)]);
+        assert!(error(Recipe { layer_bits: three, ..recipe.clone() }).contains("up_proj"));
+        let mixed = Recipe { max_bits: Some(5.0), activation_bits: 8, ..Recipe::default() };
+        assert!(error(mixed).contains("as many bits"));
+        let scheme = Recipe { layer_bits: recipe.layer_bits, ..Recipe::named("nvfp4-w4a16").unwrap() };
+        assert!(error(scheme).contains("layer_bits"));
     }
 
     #[test]

@@ -135,6 +135,14 @@ impl InputReport {
         let bias = q.element().bias_of_scale(q.scale());
         Self { scheme: q.scheme(), bias, shifts: q.shifts().to_vec() }
     }
+
+    /// Format and exponent bias, such as `E2M1 3.25`; the scheme where scales are taken at run time.
+    pub fn brief(&self) -> String {
+        match self.scheme.dynamic {
+            true => self.scheme.to_string(),
+            false => format!("{} {:.2}", self.scheme.element.to_string().to_uppercase(), self.bias),
+        }
+    }
 }
 
 /// The quantized operands of one block's attention.

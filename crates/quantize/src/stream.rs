@@ -300,14 +300,14 @@ pub(crate) fn quantize_sites(
     inputs: &TapInputs,
     recipe: &Recipe,
 ) -> Result<Vec<Option<SiteResult>>, QuantizeError> {
-    let chosen: Vec<bool> = linears.iter().map(|l| !recipe.keeps(&l.site)).collect();
+    let chosen: Vec<bool> = linears.iter().map(|l| !recipe.leaves(&l.site)).collect();
     let weights: Vec<SiteWeight> = linears
         .iter()
         .zip(&chosen)
         .filter(|(_, chosen)| **chosen)
         .map(|(l, _)| SiteWeight { site: l.site.clone(), weight: l.weight.to_f32() })
         .collect();
-    if weights.is_empty() || (recipe.weight_bits == 16 && recipe.activation_bits == 16) {
+    if weights.is_empty() {
         return Ok(linears.iter().map(|_| None).collect());
     }
     let mut results = quantize_tap(inputs, weights, recipe)?.into_iter();

@@ -4,7 +4,7 @@
 use crate::QuantizeError;
 use crate::job::{Job, Progress};
 use crate::journal::{RunId, make_dir};
-use crate::methods::block_scale::{Blocks, Values, is_block};
+use crate::methods::block_scale::{Blocks, Values, f32_scales, is_block};
 use crate::output::Output;
 use crate::report::{AttentionReport, InputReport, LayerReport, Report, WeightReport};
 use halfbyte_checkpoint::{CheckpointWriter, LayerScheme, RawTensor, StoredAttention, StoredLayer};
@@ -161,7 +161,8 @@ fn quantize(
     } else {
         let mut values = vec![0.0; rows * cols];
         Values::from(weight).read(0, &mut values);
-        let matrix = QuantizedMatrix::quantize_max(name, &values, rows, cols, scheme)?;
+        let scales = f32_scales(name, &values, cols, scheme, job.recipe, &[])?;
+        let matrix = QuantizedMatrix::quantize_with_scales(name, &values, rows, cols, scheme, scales, 1.0)?;
         let mut difference = matrix.dequantize();
         difference.iter_mut().zip(&values).for_each(|(d, v)| *d -= v);
         (error, signal) = (sum_of_squares(&difference), sum_of_squares(&values));

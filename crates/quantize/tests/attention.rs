@@ -1,13 +1,16 @@
 //! Attention's own products and the KV cache, quantized: by the definition, in every family, and the same whatever the run.
 #![allow(clippy::unwrap_used)]
 
+mod util;
+
 use halfbyte_checkpoint::StoredAttention;
 use halfbyte_formats::{Element, InputQuantizer, ProbabilityQuantizer};
-use halfbyte_model::{Input, Model, Operands, StemSpec};
+use halfbyte_model::{Input, Model, Operands};
 use halfbyte_quantize::{Job, ProbabilityScale, Progress, QuantizeError, Recipe, quantize};
 use halfbyte_tensor::{Layout, Matrix};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use util::{Silent, families, family, inputs, job, tried};
 
 /// Stops after so many calls.
 struct Patience(usize);
@@ -22,32 +25,8 @@ impl Progress for Patience {
     }
 }
 
-fn golden(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/golden").join(name)
-}
-
 fn number(i: usize, seed: usize) -> f32 {
     (((i * 7919 + seed * 104_729) % 1000) as f32 - 500.0) / 250.0
-}
-
-fn inputs(model: &Model, count: usize, seed: usize) -> Vec<Input> {
-    let one = |n: usize| match &model.architecture.stem {
-        StemSpec::Text(_) => {
-            let rows = model.architecture.context.min(30 + 5 * (n % 3));
-            let vocabulary = model.architecture.vocabulary();
-            Input::Tokens((0..rows).map(|i| ((i * i * 31 + n * 977 + i * 7) % vocabulary) as u32).collect())
-        }
-        StemSpec::Image(image) => {
-            let ([height, width], channels) = (image.size, image.channels);
-            let values = (0..channels * height * width).map(|i| number(i, n)).collect();
-            Input::Pixels { channels, height, width, values }
-        }
-    };
-    (seed..seed + count).map(one).collect()
-}
-
-fn job<'a>(model: &'a Model, recipe: &'a Recipe, calibration: &'a [Input], out: &'a Path) -> Job<'a> {
-    Job { model, recipe, inputs: calibration, out, activation_memory: 1 << 30, pages: None }
 }
 
 /// Everything but attention is left alone.
@@ -58,14 +37,9 @@ fn attention_alone(name: &str, bits: u32) -> Recipe {
 
 /// The relative squared error of the outputs of unseen inputs.
 fn relative_error(model: &Model, recipe: &Recipe) -> f64 {
-    let (dir, calibration, test) = (tempfile::tempdir().unwrap(), inputs(model, 10, 0), inputs(model, 7, 99));
-    let out = dir.path().join("out");
-    let report = quantize(&job(model, recipe, &calibration, &out), &mut Patience(usize::MAX)).unwrap().report;
+    let (report, error) = tried(model, recipe);
     assert_eq!(report.attention.len(), model.architecture.blocks.len());
-    let (full, found) = (model.trace(&test).unwrap().2, Model::open(&out).unwrap().trace(&test).unwrap().2);
-    let square = |v: f32| f64::from(v) * f64::from(v);
-    let error: f64 = full.data.iter().zip(&found.data).map(|(a, b)| square(a - b)).sum();
-    error / full.data.iter().map(|&v| square(v)).sum::<f64>()
+    error
 }
 
 fn contents(dir: &Path) -> BTreeMap<String, Vec<u8>> {
@@ -77,7 +51,7 @@ fn contents(dir: &Path) -> BTreeMap<String, Vec<u8>> {
 fn quantized_attention_is_its_definition() {
     // Grouped queries and a causal mask; neither.
     for name in ["llama", "bert"] {
-        let model = Model::open(&golden(name)).unwrap();
+        let model = Model::open(&family(name)).unwrap();
         let block = model.block(0).unwrap();
         let (shape, n) = (&block.spec.attention, 19);
         let (dim, heads, kv_heads) = (shape.head_dim, shape.heads, shape.kv_heads);
@@ -148,9 +122,7 @@ fn quantized_attention_is_its_definition() {
 
 #[test]
 fn eight_bits_are_close_in_every_family() {
-    let mut dirs: Vec<PathBuf> = std::fs::read_dir(golden("")).unwrap().map(|e| e.unwrap().path()).collect();
-    dirs.retain(|d| d.is_dir());
-    for dir in dirs {
+    for dir in families() {
         let model = Model::open(&dir).unwrap();
         for name in ["fpq-w8a8", "minmax-int-w8a8"] {
             let error = relative_error(&model, &attention_alone(name, 8));
@@ -171,7 +143,7 @@ fn a_searched_format_is_better_than_the_largest_magnitude() {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("out");
         let job = job(&model, &recipe, &calibration, &out);
-        let layers = quantize(&job, &mut Patience(usize::MAX)).unwrap().report.attention;
+        let layers = quantize(&job, &mut Silent).unwrap().report.attention;
         layers.iter().map(|a| a.relative_error.unwrap()).sum::<f64>() / layers.len() as f64
     };
     let of = |name: &str| error(attention_alone(name, 4));
@@ -183,7 +155,7 @@ fn a_searched_format_is_better_than_the_largest_magnitude() {
 
 #[test]
 fn a_cache_of_fp8_costs_little_and_needs_no_calibration() {
-    let model = Model::open(&golden("llama")).unwrap();
+    let model = Model::open(&family("llama")).unwrap();
     let of = |scheme: &str| Recipe {
         attention_bits: 16,
         kv_scheme: Some(scheme.parse().unwrap()),
@@ -197,7 +169,7 @@ fn a_cache_of_fp8_costs_little_and_needs_no_calibration() {
     let recipe = Recipe { kv_scheme: fp8.kv_scheme, ..Recipe::named("int8-w8a16").unwrap() };
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out");
-    quantize(&job(&model, &recipe, &[], &out), &mut Patience(usize::MAX)).unwrap();
+    quantize(&job(&model, &recipe, &[], &out), &mut Silent).unwrap();
     let back = Model::open(&out).unwrap();
     let stored = back.block(0).unwrap().products.unwrap();
     assert_eq!((stored.key.is_some(), stored.value.is_some()), (true, true));
@@ -206,7 +178,7 @@ fn a_cache_of_fp8_costs_little_and_needs_no_calibration() {
 
 #[test]
 fn blocks_of_a_cache_must_divide_the_heads() {
-    let model = Model::open(&golden("llama")).unwrap();
+    let model = Model::open(&family("llama")).unwrap();
     let dim = model.architecture.blocks[0].attention.head_dim;
     assert!(!dim.is_multiple_of(32), "the message below is for heads that blocks do not divide");
     let recipe = Recipe {
@@ -220,9 +192,9 @@ fn blocks_of_a_cache_must_divide_the_heads() {
 
 #[test]
 fn threads_files_and_interruptions_change_no_byte() {
-    let model = Model::open(&golden("llama")).unwrap();
+    let model = Model::open(&family("llama")).unwrap();
     let recipe = Recipe { attention_bits: 4, ..Recipe::named("fpq-w4a4").unwrap() };
-    let (dir, calibration) = (tempfile::tempdir().unwrap(), inputs(&model, 8, 0));
+    let (dir, calibration) = (tempfile::tempdir().unwrap(), inputs(&model.architecture, 8, 0));
     let run = |name: &str, threads: usize, activation_memory: u64, mut patience: usize| {
         let out = dir.path().join(name);
         let job = Job { activation_memory, ..job(&model, &recipe, &calibration, &out) };
@@ -245,12 +217,15 @@ fn threads_files_and_interruptions_change_no_byte() {
 #[test]
 fn a_folder_computes_alike_alone_and_in_packs_and_forgets_attention_when_requantized() {
     for name in ["llama", "bert", "vit"] {
-        let model = Model::open(&golden(name)).unwrap();
+        let model = Model::open(&family(name)).unwrap();
         let recipe = Recipe { attention_bits: 4, ..Recipe::named("fpq-w4a4").unwrap() };
-        let (dir, calibration, test) =
-            (tempfile::tempdir().unwrap(), inputs(&model, 8, 0), inputs(&model, 5, 50));
+        let (dir, calibration, test) = (
+            tempfile::tempdir().unwrap(),
+            inputs(&model.architecture, 8, 0),
+            inputs(&model.architecture, 5, 50),
+        );
         let out = dir.path().join("out");
-        quantize(&job(&model, &recipe, &calibration, &out), &mut Patience(usize::MAX)).unwrap();
+        quantize(&job(&model, &recipe, &calibration, &out), &mut Silent).unwrap();
         let back = Model::open(&out).unwrap();
         let (states, layout, _) = back.trace(&test).unwrap();
         let last = &states[states.len() - 1];
@@ -270,11 +245,11 @@ fn a_folder_computes_alike_alone_and_in_packs_and_forgets_attention_when_requant
 
 #[test]
 fn a_damaged_folder_is_refused_by_name() {
-    let model = Model::open(&golden("llama")).unwrap();
+    let model = Model::open(&family("llama")).unwrap();
     let recipe = attention_alone("minmax-int-w4a4", 4);
-    let (dir, calibration) = (tempfile::tempdir().unwrap(), inputs(&model, 4, 0));
+    let (dir, calibration) = (tempfile::tempdir().unwrap(), inputs(&model.architecture, 4, 0));
     let out = dir.path().join("out");
-    quantize(&job(&model, &recipe, &calibration, &out), &mut Patience(usize::MAX)).unwrap();
+    quantize(&job(&model, &recipe, &calibration, &out), &mut Silent).unwrap();
     let path = out.join("config.json");
     let whole: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
     assert_eq!(whole["quantization_config"]["version"], 2);

@@ -1,51 +1,23 @@
 //! Real encoders through the driver, calibrated on a list of inputs.
 #![allow(clippy::unwrap_used)]
 
+mod util;
+
 use halfbyte_model::{Input, Model};
-use halfbyte_quantize::{Job, Progress, Recipe, quantize};
+use halfbyte_quantize::Recipe;
 use halfbyte_tensor::Matrix;
-use std::path::{Path, PathBuf};
+use util::{asset, logits, quantized, relative_error};
 
-struct Silent;
-
-impl Progress for Silent {
-    fn begin(&mut self, _: usize, _: usize) {}
-    fn advance(&mut self, _: usize) {}
-    fn stopped(&self) -> bool {
-        false
-    }
-}
-
-fn asset(path: &str) -> Option<PathBuf> {
-    let root = std::env::var_os("HALFBYTE_ASSETS")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared"), PathBuf::from);
-    let found = root.join(path);
-    if found.exists() {
-        return Some(found);
-    }
-    println!("SKIPPED: {path} is not under HALFBYTE_ASSETS ({})", root.display());
-    None
-}
-
-/// The logits of `test` after a quantization on `calibration`, read back from the output folder.
-fn quantized(model: &Model, recipe: &Recipe, calibration: &[Input], test: &[Input]) -> Matrix {
-    let dir = tempfile::tempdir().unwrap();
-    let out = dir.path().join("out");
-    let job = Job { model, recipe, inputs: calibration, out: &out, activation_memory: 1 << 30, pages: None };
-    let report = quantize(&job, &mut Silent).unwrap().report;
+/// The logits of `test` after a quantization on `calibration` of every layer.
+fn after(model: &Model, recipe: &Recipe, calibration: &[Input], test: &[Input]) -> Matrix {
+    let (report, found) = quantized(model, recipe, calibration, test);
     assert_eq!(report.layers.len(), model.architecture.sites().count() + 1);
-    Model::open(&out).unwrap().trace(test).unwrap().2
+    found
 }
 
 fn first_choices(logits: &Matrix) -> Vec<usize> {
     let best = |row: &[f32]| (0..row.len()).max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap();
     logits.data.chunks_exact(logits.cols).map(best).collect()
-}
-
-fn relative_error(a: &Matrix, b: &Matrix) -> f64 {
-    let square = |v: f32| f64::from(v) * f64::from(v);
-    let error: f64 = a.data.iter().zip(&b.data).map(|(a, b)| square(a - b)).sum();
-    error / b.data.iter().map(|&v| square(v)).sum::<f64>()
 }
 
 fn share(a: &[usize], b: &[usize]) -> f64 {
@@ -72,13 +44,13 @@ fn minilm_keeps_its_opinions() {
     let (test, labels): (Vec<Input>, Vec<usize>) =
         rows.map(|r| (input(r["sentence"].as_str().unwrap()), r["label"].as_u64().unwrap() as usize)).unzip();
 
-    let full = model.trace(&test).unwrap().2;
+    let full = logits(&model, &test);
     let accuracy = |logits: &Matrix| share(&first_choices(logits), &labels);
-    let eight = quantized(&model, &Recipe::named("fpq-w8a8").unwrap(), &calibration, &test);
+    let eight = after(&model, &Recipe::named("fpq-w8a8").unwrap(), &calibration, &test);
     let products = Recipe { attention_bits: 8, ..Recipe::named("fpq-w8a8").unwrap() };
-    let products = quantized(&model, &products, &calibration, &test);
-    let four = quantized(&model, &Recipe::named("fpq-w4a4").unwrap(), &calibration, &test);
-    let plain = quantized(&model, &Recipe::named("minmax-int-w4a4").unwrap(), &calibration, &test);
+    let products = after(&model, &products, &calibration, &test);
+    let four = after(&model, &Recipe::named("fpq-w4a4").unwrap(), &calibration, &test);
+    let plain = after(&model, &Recipe::named("minmax-int-w4a4").unwrap(), &calibration, &test);
     println!(
         "accuracy {:.2}, 8 bits {:.2}, 4 bits {:.2}, MinMax INT {:.2}; relative errors {:.4} {:.4} {:.4}",
         accuracy(&full),
@@ -112,8 +84,8 @@ fn vit_computes_from_its_codes() {
     };
     let calibration: Vec<Input> = (0..10).map(image).collect();
     let test: Vec<Input> = (20..26).map(image).collect();
-    let full = model.trace(&test).unwrap().2;
-    let found = quantized(&model, &Recipe::named("fpq-w8a8").unwrap(), &calibration, &test);
+    let full = logits(&model, &test);
+    let found = after(&model, &Recipe::named("fpq-w8a8").unwrap(), &calibration, &test);
     let error = relative_error(&found, &full);
     println!("relative error {error:.5}");
     assert!(error < 0.02, "{error}");

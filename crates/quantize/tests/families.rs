@@ -5,20 +5,11 @@
 mod util;
 
 use halfbyte_model::Model;
-use halfbyte_quantize::{Job, Recipe, quantize};
-use util::{Silent, families, inputs, logits};
+use halfbyte_quantize::Recipe;
+use util::{families, family, tried};
 
 fn relative_error(model: &Model, recipe: &Recipe) -> f64 {
-    let calibration = inputs(&model.architecture, 12, 0);
-    let dir = tempfile::tempdir().unwrap();
-    let out = dir.path().join("out");
-    let job = Job { model, recipe, inputs: &calibration, out: &out, activation_memory: 1 << 30, pages: None };
-    quantize(&job, &mut Silent).unwrap();
-    let test = inputs(&model.architecture, 9, 99);
-    let (full, found) = (logits(model, &test), logits(&Model::open(&out).unwrap(), &test));
-    let square = |v: f32| f64::from(v) * f64::from(v);
-    let error: f64 = full.data.iter().zip(&found.data).map(|(a, b)| square(a - b)).sum();
-    error / full.data.iter().map(|&v| square(v)).sum::<f64>()
+    tried(model, recipe).1
 }
 
 #[test]
@@ -51,8 +42,7 @@ fn keeping_everything_changes_nothing() {
 
 #[test]
 fn a_tied_output_layer_may_be_kept_while_the_embedding_is_not() {
-    let dir = families().into_iter().find(|d| d.ends_with("llama_tied_bf16")).unwrap();
-    let model = Model::open(&dir).unwrap();
+    let model = Model::open(&family("llama_tied_bf16")).unwrap();
     for (keep, largest) in
         [(vec!["lm_head"], 0.5), (vec!["embedding"], 0.5), (vec!["lm_head", "embedding"], 0.5)]
     {

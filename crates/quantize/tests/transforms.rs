@@ -7,7 +7,7 @@ use halfbyte_model::Model;
 use halfbyte_quantize::transforms::{StoredAs, TransformJob, TransformReport, transform_checkpoint};
 use halfbyte_quantize::{Job, QuantizeError, Recipe, Transform, quantize};
 use std::path::{Path, PathBuf};
-use util::{Patience, Silent, asset, contents, families, inputs, logits};
+use util::{Patience, Silent, asset, contents, families, family, inputs, job, logits, tried};
 
 fn recipe_with(recipe: &str, with: &[&str]) -> Recipe {
     let transforms: Vec<Transform> = with.iter().map(|t| t.parse().unwrap()).collect();
@@ -40,28 +40,13 @@ fn difference(a: &Model, b: &Model) -> f32 {
 fn quantized_error(model: &Model, recipe: &str, with: &[&str]) -> f64 {
     let keep = vec!["lm_head".into(), "embedding".into()];
     let recipe = Recipe { keep, embedding_bits: 16, ..recipe_with(recipe, with) };
-    let scratch = tempfile::tempdir().unwrap();
-    let out = scratch.path().join("out");
-    let calibration = inputs(&model.architecture, 12, 0);
-    let job = Job {
-        model,
-        recipe: &recipe,
-        inputs: &calibration,
-        out: &out,
-        activation_memory: 1 << 30,
-        pages: None,
-    };
-    let report = quantize(&job, &mut Silent).unwrap().report;
+    let (report, error) = tried(model, &recipe);
     assert_eq!(report.transforms.is_empty(), with.is_empty());
-    let test = inputs(&model.architecture, 9, 99);
-    let (full, found) = (logits(model, &test), logits(&Model::open(&out).unwrap(), &test));
-    let square = |v: f32| f64::from(v) * f64::from(v);
-    let error: f64 = full.data.iter().zip(&found.data).map(|(a, b)| square(a - b)).sum();
-    error / full.data.iter().map(|&v| square(v)).sum::<f64>()
+    error
 }
 
 /// Transforms, opens what was written, and gives the difference and the report.
-fn tried(dir: &Path, with: &[&str], recipe: &str) -> (f32, TransformReport) {
+fn transformed(dir: &Path, with: &[&str], recipe: &str) -> (f32, TransformReport) {
     let scratch = tempfile::tempdir().unwrap();
     let model = Model::open(dir).unwrap();
     let out = scratch.path().join("out");
@@ -89,7 +74,7 @@ fn no_transform_changes_a_network() {
         let (with, recipe) = alone[i % 4].clone();
         let together = vec!["os-plus:steps=3:taps=all", "smooth-quant:alpha=0.9:taps=all", "pow2"];
         for (with, recipe) in [(with, recipe), (together, "minmax-int-w4a4")] {
-            let (difference, report) = tried(&dir, &with, recipe);
+            let (difference, report) = transformed(&dir, &with, recipe);
             let name = dir.file_name().unwrap().to_string_lossy();
             assert!(difference < 1e-4, "{name}: {with:?}: {difference:e}");
             worst = worst.max(difference);
@@ -106,8 +91,7 @@ fn no_transform_changes_a_network() {
 #[test]
 fn powers_of_two_change_no_bit() {
     for name in ["llama_tied_bf16", "opt", "phi3", "gpt_neox"] {
-        let dir = families().into_iter().find(|d| d.ends_with(name)).unwrap();
-        let (difference, report) = tried(&dir, &["pow2"], "minmax-fp-w4a4");
+        let (difference, report) = transformed(&family(name), &["pow2"], "minmax-fp-w4a4");
         assert_eq!((difference, report.dtype), (0.0, None), "{name}");
         let factors: Vec<[f32; 2]> = report.notes.iter().filter_map(|n| n.factors).collect();
         assert!(!factors.is_empty() && factors.iter().flatten().all(|f| f.log2().fract() == 0.0), "{name}");
@@ -130,7 +114,7 @@ fn rotations_change_no_network() {
             lists.push(vec!["rotate:block=4", "hadamard-heads:block=4", "smooth-quant:taps=all"]);
         }
         for with in lists {
-            let (difference, report) = tried(&dir, &with, "minmax-int-w8a8");
+            let (difference, report) = transformed(&dir, &with, "minmax-int-w8a8");
             assert!(difference > 0.0 && difference < 1e-4, "{name}: {with:?}: {difference:e}");
             worst = worst.max(difference);
             assert_eq!(report.dtype.as_deref(), Some("float32"));
@@ -142,8 +126,7 @@ fn rotations_change_no_network() {
 #[test]
 fn where_a_rotation_does_not_pass_is_said() {
     let refused = |name: &str, with: &[&str]| {
-        let dir = families().into_iter().find(|d| d.ends_with(name)).unwrap();
-        let (model, scratch) = (Model::open(&dir).unwrap(), tempfile::tempdir().unwrap());
+        let (model, scratch) = (Model::open(&family(name)).unwrap(), tempfile::tempdir().unwrap());
         let (recipe, calibration) = (recipe_with("minmax-int-w8a8", with), inputs(&model.architecture, 2, 0));
         let out = scratch.path().join("out");
         let job = TransformJob {
@@ -157,15 +140,7 @@ fn where_a_rotation_does_not_pass_is_said() {
         let error = transform_checkpoint(&job, &mut Silent).err().unwrap().to_string();
         let options = halfbyte_quantize::PlanOptions::of(&model.architecture, &calibration, 1 << 30);
         assert_eq!(halfbyte_quantize::plan(&model, &recipe, options).err().unwrap().to_string(), error);
-        let job = Job {
-            model: &model,
-            recipe: &recipe,
-            inputs: &calibration,
-            out: &out,
-            activation_memory: 0,
-            pages: None,
-        };
-        assert!(quantize(&job, &mut Silent).is_err());
+        assert!(quantize(&self::job(&model, &recipe, &calibration, &out), &mut Silent).is_err());
         assert!(std::fs::read_dir(scratch.path()).unwrap().next().is_none(), "something was written");
         error
     };
@@ -194,18 +169,8 @@ fn a_rotated_network_is_quantized_as_well() {
         let keep = |layers: &[&str]| layers.iter().map(|l| l.to_string()).collect::<Vec<_>>();
         for keep in [keep(&[]), keep(&["lm_head"]), keep(&["embedding"]), keep(&["lm_head", "embedding"])] {
             let recipe = Recipe { keep: keep.clone(), ..recipe.clone() };
-            let scratch = tempfile::tempdir().unwrap();
-            let (out, calibration) = (scratch.path().join("out"), inputs(&model.architecture, 12, 0));
-            let job = Job {
-                model: &model,
-                recipe: &recipe,
-                inputs: &calibration,
-                out: &out,
-                activation_memory: 1 << 30,
-                pages: None,
-            };
-            let report = quantize(&job, &mut Silent).unwrap().report;
-            let options = halfbyte_quantize::PlanOptions::of(&model.architecture, &calibration, 1 << 30);
+            let (report, error) = tried(&model, &recipe);
+            let options = halfbyte_quantize::PlanOptions::inputs(12, 64, 1 << 30);
             let planned = halfbyte_quantize::plan(&model, &recipe, options).unwrap().output_bytes;
             // What transforms change in blocks and is left alone is written in f32: norms, and biases if there are any.
             let norms = 2 * 2 * model.architecture.blocks.len() * model.architecture.hidden;
@@ -215,11 +180,6 @@ fn a_rotated_network_is_quantized_as_well() {
                 [0, norms as u64].contains(&more) || name.contains("bias") || name.contains("qwen2"),
                 "{name}: {more}"
             );
-            let test = inputs(&model.architecture, 9, 99);
-            let (full, found) = (logits(&model, &test), logits(&Model::open(&out).unwrap(), &test));
-            let square = |v: f32| f64::from(v) * f64::from(v);
-            let error: f64 = full.data.iter().zip(&found.data).map(|(a, b)| square(a - b)).sum();
-            let error = error / full.data.iter().map(|&v| square(v)).sum::<f64>();
             assert!(error > 0.0 && error < 0.01, "{}: {keep:?}: {error}", dir.display());
         }
     }
@@ -228,8 +188,7 @@ fn a_rotated_network_is_quantized_as_well() {
 /// Whatever the threads, the place of activations and the user's patience.
 #[test]
 fn interruptions_change_no_byte() {
-    let dir = families().into_iter().find(|d| d.ends_with("llama_tied_bf16")).unwrap();
-    let model = Model::open(&dir).unwrap();
+    let model = Model::open(&family("llama_tied_bf16")).unwrap();
     let calibration = inputs(&model.architecture, 8, 0);
     let lists: [&[&str]; 2] = [&["os-plus:steps=4:taps=all", "pow2"], &["rotate", "hadamard-heads", "awq"]];
     for with in lists {
@@ -324,9 +283,8 @@ fn with_outliers(dir: &Path, to: &Path) {
 /// The order in which the paper on Outlier Suppression+ has them (arXiv 2304.09145, tables 2 and 3).
 #[test]
 fn against_outliers_os_plus_is_no_worse_than_smooth_quant() {
-    let dir = families().into_iter().find(|d| d.ends_with("opt")).unwrap();
     let scratch = tempfile::tempdir().unwrap();
-    with_outliers(&dir, scratch.path());
+    with_outliers(&family("opt"), scratch.path());
     let model = Model::open(scratch.path()).unwrap();
     for recipe in ["minmax-int-w8a8", "minmax-int-w6a6"] {
         let error = |with: &[&str]| quantized_error(&model, recipe, with);

@@ -1,13 +1,10 @@
 //! Several recipes on one model, as a document: what each one costs and what it leaves of the accuracy.
 
-use crate::document::{Block, Document, Figure, Section, Table, Tile};
+use crate::document::{Block, Document, Figure, NONE, Section, Table, Tile};
 use crate::numbers::{bytes, duration, significant};
 use crate::plots::{self, Measure};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-
-/// Where there is no figure.
-const NONE: &str = "–";
 
 /// What an ablation found.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -120,29 +117,24 @@ impl Ablation {
             ],
         );
         let o = &self.original;
-        let one = |v: Option<f64>, scale, digits| cell(&v.into_iter().collect::<Vec<_>>(), scale, digits);
         table.row([
             "original".into(),
             NONE.into(),
             NONE.into(),
-            one(o.perplexity, 1.0, 3),
+            cell(o.perplexity.as_slice(), 1.0, 3),
             NONE.into(),
             NONE.into(),
             NONE.into(),
-            one(o.accuracy, 100.0, 2),
+            cell(o.accuracy.as_slice(), 100.0, 2),
             NONE.into(),
             NONE.into(),
         ]);
         for r in &self.recipes {
-            let size = r.runs.first().map_or(NONE.into(), |r| bytes(r.output_bytes));
+            let first = r.runs.first();
             table.row([
                 r.recipe.clone(),
-                cell(
-                    &r.figures(|r| Some(r.bits_per_weight)).first().copied().into_iter().collect::<Vec<_>>(),
-                    1.0,
-                    3,
-                ),
-                size,
+                cell(first.map(|r| r.bits_per_weight).as_slice(), 1.0, 3),
+                first.map_or(NONE.into(), |r| bytes(r.output_bytes)),
                 cell(&r.figures(|r| r.measured.perplexity), 1.0, 3),
                 self.gap_closed(r).map_or(NONE.into(), |g| format!("{:.0} %", 100.0 * g)),
                 cell(&r.figures(|r| r.measured.divergence), 1.0, 4),
@@ -224,14 +216,13 @@ impl Ablation {
         );
         for run in self.recipes.iter().flat_map(|r| &r.runs) {
             let m = &run.measured;
-            let one = |v: Option<f64>, scale, digits| cell(&v.into_iter().collect::<Vec<_>>(), scale, digits);
             runs.row([
                 run.folder.clone(),
                 run.seed.to_string(),
-                one(m.perplexity, 1.0, 4),
-                one(m.divergence, 1.0, 5),
-                one(m.accuracy, 100.0, 2),
-                one(run.seconds, 1.0, 1),
+                cell(m.perplexity.as_slice(), 1.0, 4),
+                cell(m.divergence.as_slice(), 1.0, 5),
+                cell(m.accuracy.as_slice(), 100.0, 2),
+                cell(run.seconds.as_slice(), 1.0, 1),
                 bytes(run.peak_bytes),
             ]);
         }

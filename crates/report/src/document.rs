@@ -1,5 +1,8 @@
 //! What a report says, before it is HTML or Markdown.
 
+/// A cell without a figure.
+pub(crate) const NONE: &str = "–";
+
 /// A whole report.
 #[derive(Clone, Debug)]
 pub struct Document {
@@ -89,7 +92,7 @@ impl Table {
     /// Whether column `c` holds numbers, alone or with a unit.
     pub fn numeric(&self, c: usize) -> bool {
         let number =
-            |s: &str| s == "–" || s.starts_with(|c: char| c.is_ascii_digit() || c == '-' || c == '±');
-        c > 0 && self.rows.iter().all(|r| number(&r[c])) && self.rows.iter().any(|r| r[c] != "–")
+            |s: &str| s == NONE || s.starts_with(|c: char| c.is_ascii_digit() || c == '-' || c == '±');
+        c > 0 && self.rows.iter().all(|r| number(&r[c])) && self.rows.iter().any(|r| r[c] != NONE)
     }
 }

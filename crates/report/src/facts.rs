@@ -254,13 +254,19 @@ impl Size {
     }
 }
 
-fn kinds_of(report: &Report, layers: &[Layer]) -> Vec<Kind> {
-    let mut names: Vec<&str> = Vec::new();
-    for layer in layers {
-        if !names.contains(&layer.kind.as_str()) {
-            names.push(&layer.kind);
+/// Each of the texts once, in the order in which they first come.
+pub(crate) fn distinct<'a>(texts: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+    let mut found = Vec::new();
+    for text in texts {
+        if !found.contains(&text) {
+            found.push(text);
         }
     }
+    found
+}
+
+fn kinds_of(report: &Report, layers: &[Layer]) -> Vec<Kind> {
+    let names = distinct(layers.iter().map(|l| l.kind.as_str()));
     let kind = |name: &&str| {
         let members: Vec<&LayerReport> =
             report.layers.iter().zip(layers).filter(|(_, l)| l.kind == *name).map(|(r, _)| r).collect();

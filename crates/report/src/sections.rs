@@ -1,15 +1,12 @@
 //! The facts told as a document.
 
-use crate::document::{Block, Document, Figure, Section, Table, Tile};
+use crate::document::{Block, Document, Figure, NONE, Section, Table, Tile};
 use crate::evaluation::{Evaluation, NORMAL_95, Task};
-use crate::facts::{Facts, Layer};
+use crate::facts::{Facts, Layer, distinct};
 use crate::numbers::{bytes, duration, percent, power_of_two, significant, thousands};
 use crate::plots::{self, ByTask, Measure, median};
 use crate::ranges::TapRange;
 use halfbyte_quantize::{InputReport, recipe_toml};
-
-/// Where there is no figure.
-const NONE: &str = "–";
 
 /// The report of `facts`.
 pub fn document(facts: &Facts) -> Document {
@@ -188,12 +185,7 @@ fn accuracy(f: &Facts) -> Option<Section> {
     figures.extend(task_figure(f));
     figures.extend(paired_figure(f));
     blocks.push(Block::Figures(figures));
-    let mut protocols: Vec<&str> = Vec::new();
-    for protocol in f.evaluations.iter().filter_map(|e| e.perplexity.as_ref()?.protocol.as_deref()) {
-        if !protocols.contains(&protocol) {
-            protocols.push(protocol);
-        }
-    }
+    let protocols = distinct(f.evaluations.iter().filter_map(|e| e.perplexity.as_ref()?.protocol.as_deref()));
     blocks.extend(protocols.iter().map(|p| Block::Text(format!("Perplexity: {}", name(p)))));
     Some(Section { id: "accuracy", title: "Accuracy", blocks })
 }
@@ -251,13 +243,7 @@ fn divergences(f: &Facts) -> Option<Figure> {
 
 /// Names of all tasks, in the order in which they first come.
 fn task_names(f: &Facts) -> Vec<&str> {
-    let mut names: Vec<&str> = Vec::new();
-    for (name, _) in f.evaluations.iter().flat_map(|e| &e.tasks) {
-        if !names.contains(&name.as_str()) {
-            names.push(name);
-        }
-    }
-    names
+    distinct(f.evaluations.iter().flat_map(|e| &e.tasks).map(|(name, _)| name.as_str()))
 }
 
 /// A figure with a mark for every model and task for which `value` has a share and the ends of its interval.
@@ -472,12 +458,7 @@ fn attention_table(f: &Facts) -> Table {
         "Operands of attention's own products, q·kᵀ and probabilities·v: formats, exponent biases of static ones",
         ["Attention", "Query", "Key", "Value", "Probability", "Error of the mixed values"],
     );
-    let operand = |input: &Option<InputReport>| {
-        or_none(input.as_ref().map(|i| match i.scheme.dynamic {
-            true => i.scheme.to_string(),
-            false => format!("{} {:.2}", i.scheme.element.to_string().to_uppercase(), i.bias),
-        }))
-    };
+    let operand = |input: &Option<InputReport>| or_none(input.as_ref().map(InputReport::brief));
     for a in &f.attention {
         let [query, key, value, probability] = [&a.query, &a.key, &a.value, &a.probability].map(operand);
         t.row([a.name.clone(), query, key, value, probability, or_none(a.relative_error.map(percent))]);
@@ -487,14 +468,9 @@ fn attention_table(f: &Facts) -> Table {
 
 /// The formats in use, those with more mantissa bits first.
 fn formats_of(f: &Facts, of: impl Fn(&Layer) -> Option<&str>) -> Vec<String> {
-    let mut used: Vec<String> = Vec::new();
-    for format in f.layers.iter().filter_map(of) {
-        if !used.iter().any(|u| u == format) {
-            used.push(format.into());
-        }
-    }
-    used.sort();
-    used
+    let mut used = distinct(f.layers.iter().filter_map(of));
+    used.sort_unstable();
+    used.into_iter().map(String::from).collect()
 }
 
 fn ranges(f: &Facts) -> Option<Section> {
@@ -517,12 +493,7 @@ fn ranges(f: &Facts) -> Option<Section> {
             "This recipe leaves inputs alone; the ranges show what quantizing them would have to deal with."
         }
     };
-    let mut places: Vec<&str> = Vec::new();
-    for tap in &f.inputs {
-        if !places.contains(&tap.layers.as_str()) {
-            places.push(&tap.layers);
-        }
-    }
+    let places = distinct(f.inputs.iter().map(|t| t.layers.as_str()));
     let (mut featured, mut by_block, mut shifts) = (Vec::new(), Vec::new(), Vec::new());
     for (i, place) in places.iter().enumerate() {
         let taps: Vec<&TapRange> = f.inputs.iter().filter(|t| t.layers == *place).collect();

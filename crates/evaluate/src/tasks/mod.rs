@@ -5,8 +5,9 @@ mod prompt;
 
 pub use definitions::Kind;
 
-use crate::cache::{Book, Cache, Fingerprint, key};
+use crate::cache::{Book, Cache, key};
 use crate::likelihood::{Item, Likelihood, Sizes, score, work};
+use crate::metrics::share_error;
 use crate::progress::Meter;
 use crate::{EvaluateError, Progress};
 use definitions::{DEFINITIONS, OWN, Question};
@@ -153,8 +154,7 @@ impl Task {
         let n = rows.len();
         let share = |right: &dyn Fn(&RowResult) -> bool| {
             let p = rows.iter().filter(|r| right(r)).count() as f64 / n as f64;
-            // The sample standard deviation of n zeros and ones, over √n.
-            (p, (n > 1).then(|| (p * (1.0 - p) / (n - 1) as f64).sqrt()))
+            (p, share_error(p, n))
         };
         let (acc, stderr) = share(&|r| r.correct);
         let mut result = TaskResult { acc, stderr, acc_norm: None, stderr_norm: None, perplexity: None, n };
@@ -211,10 +211,7 @@ pub fn run_tasks(
     EvaluateError::require_language_model(model)?;
     let (tokenizer, most) = (model.tokenizer()?, model.architecture.context);
     let items = tasks.iter().map(|t| t.items(&tokenizer, most)).collect::<Result<Vec<_>, _>>()?;
-    let mut book: Book<Vec<Likelihood>> = match cache {
-        Some(cache) => cache.book(&[&Fingerprint::of(model)?], "tasks"),
-        None => Book::none(),
-    };
+    let mut book: Book<Vec<Likelihood>> = Book::of(cache, model, "tasks")?;
     let keys: Vec<Vec<String>> = items.iter().map(|items| items.iter().map(key).collect()).collect();
     let pending = |t: usize, book: &Book<_>| -> Vec<usize> {
         (0..items[t].len()).filter(|&i| book.get(&keys[t][i]).is_none()).collect()

@@ -1,8 +1,9 @@
 //! `halfbyte ablate`: several recipes on one model, quantized, measured in the same way and laid beside each other.
 
+use super::calibration;
 use super::compare::{Compared, compared};
 use super::quantize::quantized;
-use crate::cli::{AblateArgs, CalibrationArgs, OutputArgs, QuantizeArgs, RecipeArgs};
+use crate::cli::{AblateArgs, AutoArgs, CalibrationArgs, OutputArgs, QuantizeArgs, RecipeArgs};
 use crate::fail::Failure;
 use crate::output::{self, duration};
 use crate::system;
@@ -14,7 +15,7 @@ use halfbyte_quantize::load_recipe;
 use halfbyte_report::{Ablated, AblatedRun, Ablation, Measured, html, markdown};
 use serde_json::Value;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 /// One quantization of the ablation.
@@ -93,7 +94,7 @@ pub(crate) fn run(args: &AblateArgs) -> anyhow::Result<()> {
 /// Every recipe with every seed; the calibration text of a seed begins behind that of the seed before.
 fn planned(args: &AblateArgs) -> anyhow::Result<Vec<Planned>> {
     let model = super::plan::open_original(&args.model, false)?;
-    let window = args.calibration.calibration_window.unwrap_or(512).min(model.architecture.context);
+    let window = calibration::window(&args.calibration, &model)?;
     let mut planned: Vec<Planned> = Vec::new();
     for recipe in args.recipes.iter().map(|r| r.trim()) {
         let name = load_recipe(recipe)?.name;
@@ -117,6 +118,7 @@ fn planned(args: &AblateArgs) -> anyhow::Result<Vec<Planned>> {
                     ..RecipeArgs::default()
                 },
                 requantize: false,
+                auto: AutoArgs::default(),
                 out: folder.clone(),
                 calibration: CalibrationArgs {
                     calibration_skip: args.calibration.calibration_skip + skip,
@@ -144,12 +146,8 @@ fn cost(run: &Planned) -> anyhow::Result<Value> {
     } else if value["resumed_layers"].as_u64() > Some(0) {
         value["seconds"] = Value::Null;
     }
-    write_run(&kept, &value)?;
+    write_atomic(&kept, format!("{value:#}\n").as_bytes())?;
     Ok(value)
-}
-
-fn write_run(path: &Path, value: &Value) -> anyhow::Result<()> {
-    Ok(write_atomic(path, format!("{value:#}\n").as_bytes())?)
 }
 
 fn measured(model: &ComparedModel) -> Measured {

@@ -14,10 +14,15 @@ use tracing::info;
 /// Tokens of a calibration window where neither the user nor the model's context says otherwise.
 const WINDOW: usize = 512;
 
+/// Most memory for activations where no option says otherwise.
+pub(super) const ACTIVATION_MEMORY: u64 = 1 << 30;
+
 /// What a run calibrates on.
 #[derive(Default)]
 pub(super) struct Samples {
     pub(super) inputs: Vec<Input>,
+    /// How many of them, the first ones, are not drawn from the vocabulary.
+    pub(super) real: usize,
     /// In words, such as `32 windows of 512 tokens`.
     pub(super) words: String,
     /// Said where there is less than was asked for.
@@ -125,7 +130,8 @@ fn windows(
     let short = inputs.len() < wanted + recipe.coverage_windows(wanted);
     let note = || format!("the text is too short for the {wanted} of --calibration-windows");
     let words = format!("{} windows of {window} tokens", inputs.len());
-    Ok(Samples { inputs, words, note: short.then(note) })
+    let real = wanted.min(tokens.len() / window);
+    Ok(Samples { inputs, real, words, note: short.then(note) })
 }
 
 fn drawn(
@@ -156,7 +162,7 @@ fn drawn(
     };
     let note = || format!("there are no more for the {wanted} of --calibration-samples");
     let note = (inputs.len() < wanted).then(note);
-    Ok(Samples { inputs, words, note })
+    Ok(Samples { real: inputs.len(), inputs, words, note })
 }
 
 /// How much there is to compute, for a plan: of what was read, or without it the most that it can be, in words too.
@@ -191,7 +197,7 @@ pub(super) fn amount(
 }
 
 /// The calibration window, checked against the model's context.
-fn window(args: &CalibrationArgs, model: &Model) -> anyhow::Result<usize> {
+pub(super) fn window(args: &CalibrationArgs, model: &Model) -> anyhow::Result<usize> {
     let context = model.architecture.context;
     if let Some(window) = args.calibration_window
         && Kind::of(model) != Kind::Windows

@@ -2,12 +2,12 @@
 
 use super::labelled::{self, Labelled};
 use super::measure;
+use super::report::find_report;
 use crate::cli::{CompareArgs, MeasureArgs};
 use crate::fail::{Failure, Missed};
 use crate::output::{self, Table, bytes};
 use crate::progress::Watch;
 use crate::system;
-use anyhow::Context;
 use halfbyte_data::Metric;
 use halfbyte_evaluate::tasks::{Kind, Task, TaskOutcome, run_tasks};
 use halfbyte_evaluate::{
@@ -15,10 +15,9 @@ use halfbyte_evaluate::{
     divergence, paired,
 };
 use halfbyte_model::Model;
-use halfbyte_quantize::{Products, Report};
+use halfbyte_quantize::Products;
 use serde_json::{Value, json};
 use std::fmt::Write;
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -92,7 +91,7 @@ pub(super) fn compared(
 }
 
 /// What was found, with all that it depends on.
-pub(super) fn json(comparison: &Comparison, args: &MeasureArgs, seed: Option<u64>) -> Value {
+fn json(comparison: &Comparison, args: &MeasureArgs, seed: Option<u64>) -> Value {
     let mut value = json!(comparison);
     if let Some(p) = &comparison.models[0].perplexity {
         value["protocol"] = p.protocol().into();
@@ -123,14 +122,8 @@ fn describe(dir: &Path, model: &Model) -> anyhow::Result<ComparedModel> {
         described.bits_per_weight = Some(8.0 * stored as f64 / weights.max(1) as f64);
         return Ok(described);
     }
-    let path = dir.join("report.json");
-    let report = match std::fs::read(&path) {
-        Ok(text) => serde_json::from_slice::<Report>(&text)
-            .with_context(|| format!("{} is not a report of this version", path.display()))?,
-        // A model without its report can be measured all the same.
-        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(described),
-        Err(e) => return Err(e).with_context(|| format!("cannot read {}", path.display())),
-    };
+    // A model without its report can be measured all the same.
+    let Some(report) = find_report(dir)? else { return Ok(described) };
     described.bits_per_weight = Some(report.bits_per_weight);
     described.layers = report
         .layers
@@ -269,42 +262,14 @@ fn table(comparison: &Comparison, tasks: &[Task], products: Products, time: &str
     }
     let mut text = format!("{table}\n");
     if !tasks.is_empty() {
-        let mut table =
-            Table::new(["task", "", "acc", "acc_norm", "perplexity", "rows", "difference", "95 %", "p"]);
-        for task in tasks {
-            for (i, m) in models.iter().enumerate() {
-                let Some(found) = m.tasks.get(&task.name) else { continue };
-                let p = found.paired.as_ref();
-                let cells = [
-                    p.map_or("-".into(), |p| format!("{:+.4}", p.difference)),
-                    p.map_or("-".into(), |p| format!("{:+.4} .. {:+.4}", p.interval[0], p.interval[1])),
-                    p.map_or("-".into(), |p| format!("{:.4}", p.p_value)),
-                ];
-                let name = if i == 0 { task.name.clone() } else { String::new() };
-                let start = [name, (i + 1).to_string()].into_iter();
-                table.row(start.chain(measure::figures(&found.result)).chain(cells));
-            }
-        }
-        writeln!(text, "{table}")?;
+        writeln!(text, "{}", task_table(models, tasks))?;
     }
     let classified = models.iter().filter_map(|m| m.classification.as_ref());
     if classified.clone().next().is_some() {
         writeln!(text, "{}", classification_table(classified))?;
     }
-    if let Some(longest) = models.iter().map(ComparedModel::error_by_kind).max_by_key(Vec::len)
-        && !longest.is_empty()
-    {
-        let with_report: Vec<usize> = (0..models.len()).filter(|&i| !models[i].layers.is_empty()).collect();
-        let header = ["output error by kind of layer".to_string()];
-        let mut table = Table::new(header.into_iter().chain(with_report.iter().map(|i| (i + 1).to_string())));
-        for (kind, _) in &longest {
-            let error = |&i: &usize| {
-                let found = models[i].error_by_kind().into_iter().find(|k| k.0 == *kind);
-                found.map_or("-".into(), |k| format!("{:.3} %", 100.0 * k.1))
-            };
-            table.row([kind.clone()].into_iter().chain(with_report.iter().map(error)));
-        }
-        writeln!(text, "{table}")?;
+    if let Some(errors) = error_table(models) {
+        writeln!(text, "{errors}")?;
     }
     if let Some(p) = &models[0].perplexity {
         writeln!(text, "protocol     {}; divergence from model 1 in nats", p.protocol())?;
@@ -325,6 +290,46 @@ fn table(comparison: &Comparison, tasks: &[Task], products: Products, time: &str
     writeln!(text, "products     {products}")?;
     writeln!(text, "time         {time}")?;
     Ok(text)
+}
+
+/// A line for every model in every task.
+fn task_table(models: &[ComparedModel], tasks: &[Task]) -> Table {
+    let mut table =
+        Table::new(["task", "", "acc", "acc_norm", "perplexity", "rows", "difference", "95 %", "p"]);
+    for task in tasks {
+        for (i, m) in models.iter().enumerate() {
+            let Some(found) = m.tasks.get(&task.name) else { continue };
+            let p = found.paired.as_ref();
+            let cells = [
+                p.map_or("-".into(), |p| format!("{:+.4}", p.difference)),
+                p.map_or("-".into(), |p| format!("{:+.4} .. {:+.4}", p.interval[0], p.interval[1])),
+                p.map_or("-".into(), |p| format!("{:.4}", p.p_value)),
+            ];
+            let name = if i == 0 { task.name.clone() } else { String::new() };
+            let start = [name, (i + 1).to_string()].into_iter();
+            table.row(start.chain(measure::figures(&found.result)).chain(cells));
+        }
+    }
+    table
+}
+
+/// The output error of every kind of layer, a column for each model that has a report; `None` where none has.
+fn error_table(models: &[ComparedModel]) -> Option<Table> {
+    let longest = models.iter().map(ComparedModel::error_by_kind).max_by_key(Vec::len)?;
+    if longest.is_empty() {
+        return None;
+    }
+    let with_report: Vec<usize> = (0..models.len()).filter(|&i| !models[i].layers.is_empty()).collect();
+    let header = ["output error by kind of layer".to_string()];
+    let mut table = Table::new(header.into_iter().chain(with_report.iter().map(|i| (i + 1).to_string())));
+    for (kind, _) in &longest {
+        let error = |&i: &usize| {
+            let found = models[i].error_by_kind().into_iter().find(|k| k.0 == *kind);
+            found.map_or("-".into(), |k| format!("{:.3} %", 100.0 * k.1))
+        };
+        table.row([kind.clone()].into_iter().chain(with_report.iter().map(error)));
+    }
+    Some(table)
 }
 
 /// A line for every figure of every model.

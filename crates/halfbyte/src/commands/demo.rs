@@ -1,5 +1,6 @@
 //! `halfbyte demo`: every method on a model small enough to live inside the program.
 
+use super::calibration::ACTIVATION_MEMORY;
 use crate::cli::DemoArgs;
 use crate::fail::Failure;
 use crate::output::{self, Table};
@@ -102,7 +103,14 @@ fn row(name: &str, model: &Model, tokens: &[u32], out: &Path) -> anyhow::Result<
     let recipe = Recipe { keep, coverage: 0.0, ..Recipe::named(name)? };
     let windows =
         calibration_windows(&recipe, tokens, model.architecture.vocabulary(), WINDOW, CALIBRATION_WINDOWS)?;
-    let job = Job { model, recipe: &recipe, inputs: &windows, out, activation_memory: 1 << 30, pages: None };
+    let job = Job {
+        model,
+        recipe: &recipe,
+        inputs: &windows,
+        out,
+        activation_memory: ACTIVATION_MEMORY,
+        pages: None,
+    };
     let report = quantize(&job, &mut Quiet)?.report;
     let seconds = start.elapsed().as_secs_f64();
     let perplexity = evaluate(&Model::open(out)?, tokens)?;

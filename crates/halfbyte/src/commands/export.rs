@@ -6,7 +6,7 @@ use crate::output::{self, bytes, duration};
 use crate::progress::Bar;
 use crate::system;
 use anyhow::Context;
-use halfbyte_export::{Exported, Rest, Target};
+use halfbyte_export::{Exported, Rest};
 use halfbyte_model::Model;
 use serde_json::json;
 use std::fmt::Write;
@@ -21,7 +21,8 @@ pub(crate) fn run(args: &ExportArgs) -> anyhow::Result<()> {
         if args.to[..i].contains(target) {
             return Err(Failure::new(format!("--to names {target} twice")).into());
         }
-        check(&model, *target)?;
+        // What a target cannot hold is refused before anything is written.
+        halfbyte_export::check_model(&model, *target)?;
     }
     if args.out.exists() {
         return Err(halfbyte_export::ExportError::Exists(args.out.clone()).into());
@@ -73,16 +74,4 @@ pub(crate) fn run(args: &ExportArgs) -> anyhow::Result<()> {
     }
     writeln!(text, "time: {}", duration(seconds))?;
     output::print(&text)
-}
-
-/// What a target cannot hold is refused before anything is written.
-fn check(model: &Model, target: Target) -> anyhow::Result<()> {
-    let Some(manifest) = &model.manifest else {
-        return Err(halfbyte_export::ExportError::NotQuantized(model.checkpoint.dir().into()).into());
-    };
-    if !manifest.attention.is_empty() {
-        return Err(halfbyte_export::ExportError::attention(target).into());
-    }
-    halfbyte_export::check(&model.architecture, &|name| manifest.layers.get(name).copied(), target)?;
-    Ok(())
 }

@@ -1,7 +1,7 @@
 //! `halfbyte inspect`: what a folder holds.
 
 use super::measure;
-use super::report::read_report;
+use super::report::find_report;
 use crate::cli::InspectArgs;
 use crate::output::{self, Table, bytes, thousands};
 use anyhow::Context;
@@ -22,11 +22,8 @@ pub(crate) fn run(args: &InspectArgs) -> anyhow::Result<()> {
 }
 
 fn quantized(args: &InspectArgs, model: &Model, manifest: &Manifest) -> anyhow::Result<()> {
-    // Other tools leave no report, and ours may have been lost: the layers themselves tell all but their errors.
-    let report = match args.dir.join("report.json").exists() {
-        true => Some(read_report(&args.dir)?),
-        false => None,
-    };
+    // Without a report the layers themselves tell all but their errors.
+    let report = find_report(&args.dir)?;
     let layers = match &report {
         Some(report) => report.layers.clone(),
         None => stored_layers(model, manifest)?,
@@ -123,11 +120,7 @@ fn stored_attention(model: &Model) -> anyhow::Result<Vec<AttentionReport>> {
 /// A line for every attention whose products are quantized: formats, and exponent biases of static ones.
 fn attention_table(attention: &[AttentionReport]) -> Table {
     let mut table = Table::new(["attention", "query", "key", "value", "probability", "error"]);
-    let operand = |input: &Option<InputReport>| match input {
-        None => "-".to_string(),
-        Some(i) if i.scheme.dynamic => i.scheme.to_string(),
-        Some(i) => format!("{} {:.2}", i.scheme.element.to_string().to_uppercase(), i.bias),
-    };
+    let operand = |input: &Option<InputReport>| input.as_ref().map_or("-".into(), InputReport::brief);
     for a in attention {
         let error = a.relative_error.map_or("-".to_string(), |e| format!("{:.3} %", 100.0 * e));
         let [query, key, value, probability] = [&a.query, &a.key, &a.value, &a.probability].map(operand);

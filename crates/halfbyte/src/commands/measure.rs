@@ -32,7 +32,7 @@ pub(super) fn products(args: &MeasureArgs) -> Products {
 /// The name of the recipe that a model was quantized with, or of the form in which another tool stored it.
 pub(super) fn recipe(model: &Model) -> Option<String> {
     let Some(manifest) = model.manifest.as_ref() else { return model.values_of.clone() };
-    Some(manifest.recipe.get("name").and_then(|n| n.as_str()).unwrap_or("unnamed").into())
+    Some(manifest.recipe_name().into())
 }
 
 /// The tokens of the text, if one is given, and the windows of it that are scored. All models must tokenise it alike and

@@ -7,7 +7,7 @@ use crate::output::{self, Table, bytes, thousands};
 use crate::{recipes, system};
 use anyhow::Context;
 use halfbyte_checkpoint::LayerScheme;
-use halfbyte_export::{ExportError, Target};
+use halfbyte_export::Target;
 use halfbyte_formats::{Element, Granularity, Scheme};
 use halfbyte_model::Model;
 use halfbyte_quantize::{Plan, PlanOptions, PlannedSite, Recipe, Speed};
@@ -21,9 +21,6 @@ pub(crate) fn run(args: &PlanArgs, every_layer: bool) -> anyhow::Result<()> {
     let (amount, words) = calibration::amount(&model, &recipe, &args.calibration)?;
     let (plan, _) = planned(&model, &recipe, &args.calibration, amount)?;
     for target in &args.to {
-        if plan.attentions > 0 {
-            return Err(ExportError::attention(*target).into());
-        }
         if !recipe.alternatives.is_empty() && !target.is_mixed() {
             return Err(Failure::new(format!(
                 "{target} holds one scheme, and the recipe's alternatives let every layer choose"
@@ -77,7 +74,7 @@ fn check(
             None => searched,
         })
     };
-    halfbyte_export::check(&model.architecture, &scheme, target)?;
+    halfbyte_export::check(&model.architecture, &scheme, plan.attentions > 0, target)?;
     Ok(())
 }
 
@@ -102,11 +99,8 @@ pub(crate) fn source_line(model: &Model) -> String {
     model.values_of.as_ref().map_or_else(String::new, line)
 }
 
-/// Most memory for activations where no option says otherwise.
-const ACTIVATION_MEMORY: u64 = 1 << 30;
-
-/// The plan of a run on this amount of inputs and how it keeps its activations: in memory where --memory-limit or the default allows it, else in
-/// files.
+/// The plan of a run on this amount of inputs and how it keeps its activations: in memory where --memory-limit or the
+/// default allows it, else in files.
 pub(crate) fn planned(
     model: &Model,
     recipe: &Recipe,
@@ -118,7 +112,7 @@ pub(crate) fn planned(
         Ok::<_, anyhow::Error>((halfbyte_quantize::plan(model, recipe, options)?, options))
     };
     let Some(limit) = args.memory_limit else {
-        return with(args.activation_memory.unwrap_or(ACTIVATION_MEMORY));
+        return with(args.activation_memory.unwrap_or(calibration::ACTIVATION_MEMORY));
     };
     let mut least = u64::MAX;
     let choices = match args.activation_memory {

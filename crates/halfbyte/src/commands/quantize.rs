@@ -1,21 +1,25 @@
 //! `halfbyte quantize`: the whole run, from a checkpoint to the output folder.
 
+use super::calibration::Samples;
 use super::plan::{headline, open_original, planned, source_line};
 use super::{calibration, report};
 use crate::cli::QuantizeArgs;
 use crate::fail::Failure;
-use crate::output::{self, bytes, duration};
+use crate::output::{self, Table, bytes, duration, thousands};
 use crate::progress::Bar;
 use crate::{recipes, system};
 use anyhow::Context;
 use halfbyte_checkpoint::require_space;
-use halfbyte_model::Task;
-use halfbyte_quantize::{Job, Outcome, Plan, PlanOptions, Recipe, partial_dir, phase_seconds};
+use halfbyte_model::{Model, Task};
+use halfbyte_quantize::{
+    AUTO_FILE, AutoChoice, AutoJob, Job, Outcome, Plan, PlanOptions, Recipe, Report, choose_recipe,
+    partial_dir, phase_seconds, trial_bytes,
+};
 use serde_json::{Map, Value, json};
 use std::fmt::Write;
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tracing::debug;
 
 pub(crate) fn run(args: &QuantizeArgs) -> anyhow::Result<()> {
@@ -39,15 +43,119 @@ pub(super) struct Finished {
     resumed: usize,
     seconds: f64,
     predicted_peak: u64,
+    auto: Option<AutoChoice>,
+}
+
+/// The recipe of the options, or with `auto` all that are tried.
+fn candidates(args: &QuantizeArgs, model: &Model) -> anyhow::Result<Vec<Recipe>> {
+    let (a, calibrated) = (&model.architecture, args.calibration.data.is_some());
+    match (args.recipe.recipe == recipes::AUTO, args.auto.target) {
+        (true, Some(_)) if !calibrated => Err(Failure::new("--recipe auto needs data to try recipes on")
+            .hint("give --calibration DATA")
+            .into()),
+        (true, Some(target)) => recipes::candidates(target.into(), &args.recipe, a),
+        (true, None) => Err(Failure::new("--recipe auto needs a --target")
+            .hint("such as --target nvfp4: the format that is wanted")
+            .into()),
+        (false, Some(_)) => Err(Failure::new("--target goes with --recipe auto").into()),
+        (false, None) => Ok(vec![recipes::chosen(&args.recipe, a, calibrated)?]),
+    }
+}
+
+/// What `auto` chose.
+struct Auto {
+    recipe: Recipe,
+    choice: AutoChoice,
+    /// The choice as it is written to the output.
+    file: String,
+    predicted_peak: u64,
+}
+
+impl Auto {
+    fn choose(
+        args: &QuantizeArgs,
+        model: &Model,
+        candidates: &[Recipe],
+        samples: &Samples,
+        announce: bool,
+    ) -> anyhow::Result<Self> {
+        let amount = PlanOptions::of(&model.architecture, &samples.inputs, 0);
+        let (mut predicted_peak, mut activation_memory) = (0, u64::MAX);
+        for recipe in candidates {
+            let (plan, options) = planned(model, recipe, &args.calibration, amount)?;
+            predicted_peak = predicted_peak.max(plan.memory.peak_bytes() + trial_bytes(&model.architecture));
+            activation_memory = activation_memory.min(options.activation_memory);
+        }
+        if let Some(limit) = args.calibration.memory_limit.filter(|limit| predicted_peak > *limit) {
+            return Err(Failure::new(format!(
+                "trying recipes would need about {}, more than --memory-limit {}",
+                bytes(predicted_peak),
+                bytes(limit)
+            ))
+            .hint("allow more, or name a recipe")
+            .into());
+        }
+        let _lock = Lock::take(&args.out)?;
+        let mut bar = Bar::new("blocks tried");
+        let job = AutoJob {
+            model,
+            candidates,
+            inputs: &samples.inputs,
+            real: samples.real,
+            out: &args.out,
+            activation_memory,
+            budget: args.auto.budget.unwrap_or(BUDGET),
+        };
+        let choice = choose_recipe(&job, &mut bar)?;
+        drop(bar);
+        let chosen = candidates.iter().find(|r| Some(&r.name) == choice.chosen.as_ref());
+        let recipe = chosen.context("no recipe was tried")?.clone();
+        if announce {
+            output::print(&auto_text(&choice, predicted_peak)?)?;
+        }
+        Ok(Self { recipe, file: choice.without_times().to_json()?, choice, predicted_peak })
+    }
+}
+
+/// How long `auto` tries where no option says so.
+const BUDGET: Duration = Duration::from_secs(600);
+
+/// The table of what was tried.
+fn auto_text(choice: &AutoChoice, predicted_peak: u64) -> anyhow::Result<String> {
+    let mut table = Table::new(["tried", "output error", "time"]);
+    for tried in &choice.tried {
+        let error = format!("{:.4} %", 100.0 * tried.error);
+        table.row([tried.recipe.clone(), error, tried.seconds.map_or("before".into(), duration)]);
+    }
+    let mut text = table.to_string();
+    let blocks: Vec<String> = choice.blocks.iter().map(usize::to_string).collect();
+    writeln!(
+        text,
+        "\nchosen         {}: {}\n               (squared error of the outputs of blocks {} on {} held-out rows)",
+        choice.chosen.as_deref().unwrap_or_default(),
+        choice.reason,
+        blocks.join(", "),
+        thousands(choice.held_out_rows as u64)
+    )?;
+    if !choice.left_out.is_empty() {
+        writeln!(text, "not tried      {}: --budget was used up", choice.left_out.join(", "))?;
+    }
+    writeln!(text, "peak memory    {} (predicted, while trying)\n", bytes(predicted_peak))?;
+    Ok(text)
 }
 
 /// Does what the options say; with `announce` the plan is printed before it begins.
 pub(super) fn quantized(args: &QuantizeArgs, announce: bool) -> anyhow::Result<Finished> {
     let (start, before) = (Instant::now(), phase_seconds());
     let model = open_original(&args.model, args.requantize)?;
-    let recipe = recipes::chosen(&args.recipe, &model.architecture, args.calibration.data.is_some())?;
-    let samples = calibration::read(&model, &recipe, &args.calibration)?;
+    let candidates = candidates(args, &model)?;
+    let samples = calibration::read(&model, &candidates[0], &args.calibration)?;
     let amount = PlanOptions::of(&model.architecture, &samples.inputs, 0);
+    let auto = match candidates.len() {
+        1 => None,
+        _ => Some(Auto::choose(args, &model, &candidates, &samples, announce)?),
+    };
+    let recipe = auto.as_ref().map_or(&candidates[0], |a| &a.recipe).clone();
     let (plan, options) = planned(&model, &recipe, &args.calibration, amount)?;
     let activation_memory = options.activation_memory;
     if announce {
@@ -70,7 +178,11 @@ pub(super) fn quantized(args: &QuantizeArgs, announce: bool) -> anyhow::Result<F
         inputs: &samples.inputs,
         out: &args.out,
         activation_memory,
-        pages: Some(&report::pages),
+        pages: Some(&|report: &Report| {
+            let mut pages = report::pages(report);
+            pages.extend(auto.as_ref().map(|auto| (AUTO_FILE, auto.file.clone())));
+            pages
+        }),
     };
     let outcome = halfbyte_quantize::quantize(&job, &mut bar)?;
     let phases = phase_seconds().into_iter().zip(before);
@@ -85,7 +197,8 @@ pub(super) fn quantized(args: &QuantizeArgs, announce: bool) -> anyhow::Result<F
         phases,
         resumed,
         seconds: start.elapsed().as_secs_f64(),
-        predicted_peak: plan.memory.peak_bytes(),
+        predicted_peak: plan.memory.peak_bytes().max(auto.as_ref().map_or(0, |a| a.predicted_peak)),
+        auto: auto.map(|a| a.choice),
         recipe,
     })
 }
@@ -97,6 +210,7 @@ impl Finished {
         json!({
             "out": args.out,
             "recipe": self.recipe.name,
+            "auto": self.auto,
             "requantized": self.source,
             "seconds": self.seconds,
             "phases": self.phases,

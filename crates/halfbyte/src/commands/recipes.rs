@@ -69,9 +69,19 @@ const FIELDS: &[(&str, &str)] = &[
         "alternatives",
         "schemes that weights may have instead: the layers that share an input take the one of least error",
     ),
-    ("max_bits", "with alternatives: most stored bits of a weight on average, scales included"),
+    (
+        "max_bits",
+        "most stored bits of a weight on average, scales included: among alternatives, or 4, 6 and 8 bits for searched formats",
+    ),
+    (
+        "layer_bits",
+        "bits by parts of layer names, such as { down_proj = 6 }, instead of weight_bits and activation_bits",
+    ),
     ("[schemes]", "schemes of weights by parts of layer names, as down_proj = \"e4m3fn/channel\""),
-    ("scales", "of weights, for method = \"scheme\": absmax, round-up, four-over-six, sweep or weighted"),
+    (
+        "scales",
+        "of weights, for method = \"scheme\": absmax, round-up, four-over-six, sweep or weighted (clip search for f32 scales)",
+    ),
     ("weight_bits", "of linear layers: 4, 6, 8, or 16 to leave them alone"),
     ("activation_bits", "of the inputs of linear layers: 4, 6, 8, or 16"),
     ("embedding_bits", "of the embedding table: 4, 6, 8, or 16"),

@@ -68,6 +68,14 @@ pub(crate) fn read_report(dir: &Path) -> anyhow::Result<Report> {
         .with_context(|| format!("{} is not a report of this version", path.display()))
 }
 
+/// The same, if there is one: other tools leave none, and ours may have been lost.
+pub(crate) fn find_report(dir: &Path) -> anyhow::Result<Option<Report>> {
+    match dir.join("report.json").exists() {
+        true => read_report(dir).map(Some),
+        false => Ok(None),
+    }
+}
+
 /// Where to write, `None` for standard output, and what.
 fn target(args: &ReportArgs) -> anyhow::Result<(Option<PathBuf>, ReportFormat)> {
     let extension = args.out.as_ref().and_then(|o| o.extension()).and_then(|e| e.to_str());

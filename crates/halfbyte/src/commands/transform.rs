@@ -15,13 +15,17 @@ use serde_json::json;
 use std::fmt::Write;
 use std::time::Instant;
 
-/// Most memory for activations where no option says otherwise.
-const ACTIVATION_MEMORY: u64 = 1 << 30;
-
 pub(crate) fn run(args: &TransformArgs) -> anyhow::Result<()> {
     let start = Instant::now();
     system::use_threads(args.machine.threads)?;
     system::stop_on_interrupt()?;
+    if args.calibration.memory_limit.is_some() {
+        return Err(Failure::new(
+            "--memory-limit is for quantize and plan; a transform takes memory for one block",
+        )
+        .hint("--activation-memory says when activations go to files")
+        .into());
+    }
     let model = open_original(&args.model, false)?;
     let mut recipe = Recipe { transforms: args.with.clone(), ..load_recipe(&args.recipe)? };
     if model.architecture.head.task != Task::LanguageModel {
@@ -41,13 +45,6 @@ pub(crate) fn run(args: &TransformArgs) -> anyhow::Result<()> {
         }
         output::print(&text)?;
     }
-    if args.calibration.memory_limit.is_some() {
-        return Err(Failure::new(
-            "--memory-limit is for quantize and plan; a transform takes memory for one block",
-        )
-        .hint("--activation-memory says when activations go to files")
-        .into());
-    }
     let lock = Lock::take(&args.out)?;
     let mut bar = Bar::new("layers");
     let job = TransformJob {
@@ -55,7 +52,7 @@ pub(crate) fn run(args: &TransformArgs) -> anyhow::Result<()> {
         recipe: &recipe,
         inputs: &samples.inputs,
         out: &args.out,
-        activation_memory: args.calibration.activation_memory.unwrap_or(ACTIVATION_MEMORY),
+        activation_memory: args.calibration.activation_memory.unwrap_or(calibration::ACTIVATION_MEMORY),
         stored_as: args.dtype.map_or(StoredAs::Auto, StoredAs::from),
     };
     let (report, was_finished) = transform_checkpoint(&job, &mut bar)?;

@@ -167,6 +167,11 @@ impl BlockSpec {
         AttentionWidths { heads, kv_heads, head_dim }
     }
 
+    /// Channels of a token's query, key and value together.
+    pub fn operand_channels(&self) -> usize {
+        (self.attention.heads + 2 * self.attention.kv_heads) * self.attention.head_dim
+    }
+
     /// What makes the activations at tap `tap`.
     pub fn producer(&self, tap: usize) -> Producer {
         let norm = |around: &Sublayer| around.before.as_ref().map(|n| Producer::Norm(n.name.clone()));

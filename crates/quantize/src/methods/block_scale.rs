@@ -8,6 +8,7 @@ use super::{SiteResult, SiteWeight, gptq, output_error};
 use crate::QuantizeError;
 use crate::profile::{Profile, short, weight_histogram};
 use crate::recipe::{Recipe, Scales};
+use crate::search::clipped_scales;
 use crate::tap::{Sample, TapInputs, quantized};
 use halfbyte_checkpoint::{LayerScheme, RawTensor};
 use halfbyte_formats::block::tensor_scale;
@@ -46,8 +47,7 @@ pub(super) fn quantize_tap(
                 coded.push(None);
                 continue;
             };
-            let matrix =
-                quantize(&site.name, &weight.data, weight.cols, scheme, largest, recipe.scales, &energy)?;
+            let matrix = quantize(&site.name, &weight.data, weight.cols, scheme, largest, recipe, &energy)?;
             if layered {
                 total += weighted_error(&matrix, &weight.data, &energy);
             }
@@ -168,15 +168,16 @@ fn quantize(
     cols: usize,
     scheme: Scheme,
     largest: f32,
-    rule: Scales,
+    recipe: &Recipe,
     energy: &[f32],
 ) -> Result<QuantizedMatrix, QuantizeError> {
     let rows = weight.len() / cols.max(1);
     if scheme.scale == ScaleFormat::F32 {
-        return Ok(QuantizedMatrix::quantize_max(name, weight, rows, cols, scheme)?);
+        let scales = f32_scales(name, weight, cols, scheme, recipe, energy)?;
+        return Ok(QuantizedMatrix::quantize_with_scales(name, weight, rows, cols, scheme, scales, 1.0)?);
     }
     scheme.check_shape(name, rows, cols)?;
-    let blocks = Blocks::new(scheme, largest, rule)?;
+    let blocks = Blocks::new(scheme, largest, recipe.scales)?;
     let coded = blocks.encode(Values::F32(weight), cols, energy);
     let scales = values_of(scheme, &coded.scales);
     Ok(QuantizedMatrix::from_parts(name, scheme, rows, cols, coded.codes, scales, blocks.tensor_scale)?)
@@ -189,15 +190,31 @@ pub(super) fn scales(
     cols: usize,
     scheme: Scheme,
     largest: f32,
-    rule: Scales,
+    recipe: &Recipe,
     energy: &[f32],
 ) -> Result<(Vec<f32>, f32), QuantizeError> {
     if scheme.scale == ScaleFormat::F32 {
-        return Ok(scheme.max_scales(name, weight, weight.len() / cols.max(1), cols)?);
+        return Ok((f32_scales(name, weight, cols, scheme, recipe, energy)?, 1.0));
     }
-    let blocks = Blocks::new(scheme, largest, rule)?;
+    let blocks = Blocks::new(scheme, largest, recipe.scales)?;
     let coded = blocks.encode(Values::F32(weight), cols, energy);
     Ok((values_of(scheme, &coded.scales), blocks.tensor_scale))
+}
+
+/// The f32 scales of a weight of `cols` columns, by the recipe's rule.
+pub(crate) fn f32_scales(
+    name: &str,
+    weight: &[f32],
+    cols: usize,
+    scheme: Scheme,
+    recipe: &Recipe,
+    energy: &[f32],
+) -> Result<Vec<f32>, QuantizeError> {
+    let (absmax, _) = scheme.max_scales(name, weight, weight.len() / cols.max(1), cols)?;
+    Ok(match recipe.scales {
+        Scales::Sweep | Scales::Weighted => clipped_scales(weight, cols, scheme, &recipe.weight_grid, energy),
+        Scales::Absmax | Scales::RoundUp | Scales::FourOverSix => absmax,
+    })
 }
 
 /// The numbers that scale bytes stand for.

@@ -4,7 +4,7 @@
 //! One objective throughout: the squared error of the layers' output against the full-precision output, in the forms
 //! of `search::weight` and `search::input`, which need the tokens only for second moments.
 
-use super::{COMPARED_ROWS, Codes, Group, Solution, correct, feedback};
+use super::{COMPARED_ROWS, Codes, Group, Solution, correct, feedback, piece};
 use crate::QuantizeError;
 use crate::clock::{Phase, timed};
 use crate::recipe::{First, Recipe, Search};
@@ -59,9 +59,6 @@ struct GroupSearch<'a> {
     input: Option<InputQuantizer>,
     codes: Option<Codes>,
 }
-
-/// Bytes of one temporary of the weight search; its rows are worked on in pieces of that size.
-const PIECE_BYTES: usize = 16 << 20;
 
 impl GroupSearch<'_> {
     /// What the published search starts from: two exponent bits, the bias of the largest magnitude.
@@ -266,11 +263,6 @@ impl GroupSearch<'_> {
 
 /// Format of every layer, and the scale of each of its rows.
 type LayerFormats = Vec<(Element, Vec<f32>)>;
-
-/// Values of the whole rows that are worked on at a time.
-pub(super) fn piece(inputs: usize) -> usize {
-    inputs * (PIECE_BYTES / (4 * inputs)).max(1)
-}
 
 /// Adds the choices for further rows.
 fn append(choices: &mut Vec<RowChoice>, more: Vec<RowChoice>) {

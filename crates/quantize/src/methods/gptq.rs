@@ -7,8 +7,7 @@
 
 use super::block_scale::{of_mean_one, scales};
 use super::feedback::{self, Factor};
-use super::fpq::piece;
-use super::{SiteWeight, correct};
+use super::{SiteWeight, correct, piece};
 use crate::QuantizeError;
 use crate::clock::{Phase, timed};
 use crate::recipe::{Recipe, Scales};
@@ -56,7 +55,7 @@ pub(super) fn quantize(
         let own;
         (own, rest) = rest.split_at_mut(weight.data.len());
         let (scales, tensor_scale) =
-            timed(Phase::Search, || scales(&site.name, own, cols, scheme, largest, recipe.scales, &counts))?;
+            timed(Phase::Search, || scales(&site.name, own, cols, scheme, largest, recipe, &counts))?;
         if recipe.feedback {
             timed(Phase::Round, || {
                 let rows = piece(cols) / cols;
@@ -163,6 +162,7 @@ mod tests {
             ("e2m1/group16/e4m3", Scales::Sweep),
             ("e2m1/group32/e8m0", Scales::Sweep),
             ("int4/group32", Scales::Absmax),
+            ("int4/group32", Scales::Sweep),
             ("int8/channel", Scales::Absmax),
             ("e4m3fn/channel", Scales::Absmax),
             ("e4m3fn/tensor", Scales::Absmax),
@@ -205,7 +205,7 @@ mod tests {
     #[test]
     fn weights_of_the_errors_are_the_factor_s() {
         let inputs = correlated(96);
-        for scheme in ["e2m1/group16/e4m3", "e2m1/group32/e8m0"] {
+        for scheme in ["e2m1/group16/e4m3", "e2m1/group32/e8m0", "int4/group32", "int4/channel"] {
             let of = |scales| error(&run(&inputs, &recipe(scheme, "", scales, false, true)));
             let (weighted, absmax) = (of(Scales::Weighted), of(Scales::Absmax));
             assert!(weighted < absmax, "{scheme}: {weighted}, {absmax}");

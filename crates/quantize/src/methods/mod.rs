@@ -105,8 +105,15 @@ pub fn quantize_tap(
     let size = if recipe.share_input { sites.len() } else { 1 };
     let mut results = Vec::with_capacity(sites.len());
     let mut sites = sites.into_iter().peekable();
-    while sites.peek().is_some() {
-        let members: Vec<SiteWeight> = sites.by_ref().take(size).collect();
+    while let Some(first) = sites.next() {
+        let bits = recipe.bits_of(&first.site.name);
+        let (weight_bits, activation_bits) = bits;
+        let recipe = &Recipe { weight_bits, activation_bits, ..recipe.clone() };
+        let mut members = vec![first];
+        while members.len() < size {
+            let Some(next) = sites.next_if(|s| recipe.bits_of(&s.site.name) == bits) else { break };
+            members.push(next);
+        }
         let described: Vec<Site> = members.iter().map(|m| m.site.clone()).collect();
         let group = Group::new(members);
         let solution = match recipe.method {
@@ -161,9 +168,17 @@ fn finish(
     Ok(())
 }
 
+/// Bytes of one temporary of a method; rows of a weight are worked on in pieces of that size.
+pub(crate) const PIECE_BYTES: usize = 16 << 20;
+
+/// Values of the whole rows that are worked on at a time.
+fn piece(inputs: usize) -> usize {
+    inputs * (PIECE_BYTES / (4 * inputs)).max(1)
+}
+
 /// Rows of a weight whose outputs are compared at a time: an output layer's for all tokens would be the largest matrix of
 /// the run.
-const COMPARED_ROWS: usize = 2048;
+pub(crate) const COMPARED_ROWS: usize = 2048;
 
 /// Mean squared error of the quantized layer's output over the sample, `seen` being the quantized inputs, and mean square
 /// of the full-precision output. Products of bfloat16 add a relative squared error of about 10⁻⁵ at most.

@@ -1,11 +1,13 @@
 //! Searches of number format, scale and clipping, scored by the error of a layer's output.
 
+mod clip;
 pub mod direct;
 mod grid;
 mod input;
 mod probability;
 mod weight;
 
+pub(crate) use clip::clipped_scales;
 pub use grid::{Grid, GridKind};
 pub use input::{InputChoice, InputProblem, ShiftRule, search_input, steps_per_channel};
 pub use probability::{HISTOGRAM_BYTES, ProbabilityHistogram};

@@ -7,7 +7,8 @@
 
 use super::orthogonal::Orthogonal;
 use super::{Note, Transform, TransformKind};
-use crate::store::Store;
+use crate::probe::copy;
+use crate::store::{Place, Store};
 use crate::{QuantizeError, Recipe};
 use half::{bf16, f16};
 use halfbyte_checkpoint::{Dtype, RawTensor, TensorSpec};
@@ -85,6 +86,16 @@ impl Rotation {
             hidden.put(i, window)?;
         }
         Ok(())
+    }
+
+    /// The same states turned, in another store.
+    ///
+    /// # Errors
+    /// When they cannot be read or written.
+    pub(crate) fn turned(&self, hidden: &Store, place: &Place) -> Result<Store, QuantizeError> {
+        let mut out = copy(hidden, place)?;
+        self.turn_states(&mut out)?;
+        Ok(out)
     }
 
     /// Turns rows of the table of tokens.

@@ -1,8 +1,8 @@
-//! Small random checkpoints of every family, inputs for them, and a silent driver.
+//! Small random checkpoints of every family, inputs for them, and quantizations of them.
 #![allow(dead_code, clippy::unwrap_used, missing_docs)]
 
 use halfbyte_model::{Architecture, Input, Model, StemSpec};
-use halfbyte_quantize::Progress;
+use halfbyte_quantize::{Job, Progress, Recipe, Report, quantize};
 use halfbyte_tensor::Matrix;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -36,10 +36,14 @@ pub fn contents(dir: &Path) -> BTreeMap<String, Vec<u8>> {
     entries.map(|e| (e.file_name().into_string().unwrap(), std::fs::read(e.path()).unwrap())).collect()
 }
 
+/// One of the [`families`].
+pub fn family(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/golden").join(name)
+}
+
 /// The small random checkpoints of `crates/model/tests/golden`, one folder a family and option.
 pub fn families() -> Vec<PathBuf> {
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/golden");
-    let mut dirs: Vec<PathBuf> = std::fs::read_dir(golden).unwrap().map(|e| e.unwrap().path()).collect();
+    let mut dirs: Vec<PathBuf> = std::fs::read_dir(family("")).unwrap().map(|e| e.unwrap().path()).collect();
     dirs.retain(|d| d.is_dir());
     dirs.sort();
     dirs
@@ -73,6 +77,33 @@ pub fn inputs(architecture: &Architecture, count: usize, seed: u32) -> Vec<Input
 
 pub fn logits(model: &Model, inputs: &[Input]) -> Matrix {
     model.trace(inputs).unwrap().2
+}
+
+/// The squared error of `found`, relative to the squares of `full`.
+pub fn relative_error(found: &Matrix, full: &Matrix) -> f64 {
+    let square = |v: f32| f64::from(v) * f64::from(v);
+    let error: f64 = full.data.iter().zip(&found.data).map(|(a, b)| square(a - b)).sum();
+    error / full.data.iter().map(|&v| square(v)).sum::<f64>()
+}
+
+/// A run with its activations in memory.
+pub fn job<'a>(model: &'a Model, recipe: &'a Recipe, inputs: &'a [Input], out: &'a Path) -> Job<'a> {
+    Job { model, recipe, inputs, out, activation_memory: 1 << 30, pages: None }
+}
+
+/// The report of a quantization on `calibration`, and the logits of `test` as the folder that it wrote computes them.
+pub fn quantized(model: &Model, recipe: &Recipe, calibration: &[Input], test: &[Input]) -> (Report, Matrix) {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let report = quantize(&job(model, recipe, calibration, &out), &mut Silent).unwrap().report;
+    (report, logits(&Model::open(&out).unwrap(), test))
+}
+
+/// The report of a quantization on random inputs, and the relative squared error of the logits of others.
+pub fn tried(model: &Model, recipe: &Recipe) -> (Report, f64) {
+    let [calibration, test] = [(12, 0), (9, 99)].map(|(n, seed)| inputs(&model.architecture, n, seed));
+    let (report, found) = quantized(model, recipe, &calibration, &test);
+    (report, relative_error(&found, &logits(model, &test)))
 }
 
 /// A folder of real models that is not part of the repository; says so if it is not there.

@@ -1,0 +1,79 @@
+//! `--max-bits` from the outside: bits go to the layers that need them, within the bound.
+#![allow(clippy::unwrap_used)]
+
+mod util;
+
+use serde_json::Value;
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use util::*;
+
+fn quantize(scratch: &Scratch, out: &Path, recipe: &str, options: &[&str]) -> Command {
+    let mut command = halfbyte();
+    command.arg("quantize").arg(scratch.model()).args(["--recipe", recipe, "--calibration"]).arg(text());
+    command.args(["--calibration-window", "64", "--calibration-windows", "4", "--json"]);
+    command.args(["--keep", "lm_head,embedding"]).args(options).arg("--out").arg(out);
+    command
+}
+
+/// Mean relative error, stored bits of a weight, and the widths of the weights' formats by layer.
+fn measured(out: &Path) -> (f64, f64, Vec<(String, u64)>) {
+    let report: Value = serde_json::from_slice(&fs::read(out.join("report.json")).unwrap()).unwrap();
+    let bits = |element: &str| {
+        1 + element.bytes().filter(u8::is_ascii_digit).map(|d| u64::from(d - b'0')).sum::<u64>()
+    };
+    let layers = report["layers"].as_array().unwrap().iter();
+    let widths = layers.map(|l| {
+        (l["name"].as_str().unwrap().to_string(), bits(l["weight"]["scheme"]["element"].as_str().unwrap()))
+    });
+    let number = |key: &str| report[key].as_f64().unwrap();
+    (number("mean_relative_error"), number("bits_per_weight"), widths.collect())
+}
+
+#[test]
+fn bits_go_where_they_are_needed_and_the_bound_is_kept() {
+    let scratch = Scratch::new();
+    let made = |name: &str, recipe: &str, options: &[&str]| {
+        let out = scratch.path(name);
+        finish(&mut quantize(&scratch, &out, recipe, options)).json();
+        measured(&out)
+    };
+    let (four, ..) = made("four", "fpq-w4a4", &[]);
+    let (six, ..) = made("six", "fpq-w6a6", &[]);
+    let (error, bits, widths) = made("mixed", "fpq-w4a4", &["--max-bits", "5.8"]);
+    assert!(six < error && error < four, "{six} {error} {four}");
+    assert!(bits <= 5.8 && bits > 5.3, "{bits}");
+    let kinds: BTreeSet<u64> = widths.iter().map(|w| w.1).collect();
+    assert!(
+        kinds.contains(&4) && kinds.len() > 1 && kinds.is_subset(&BTreeSet::from([4, 6, 8])),
+        "{kinds:?}"
+    );
+    // Layers that share an input have the same width.
+    let width = |name: &str| widths.iter().find(|w| w.0.ends_with(name)).unwrap().1;
+    for block in 0..5 {
+        let of = |kind: &str| width(&format!("layers.{block}.{kind}"));
+        assert_eq!(of("self_attn.q_proj"), of("self_attn.v_proj"));
+        assert_eq!(of("mlp.gate_proj"), of("mlp.up_proj"));
+    }
+    // Threads change nothing.
+    let again =
+        quantize(&scratch, &scratch.path("again"), "fpq-w4a4", &["--max-bits", "5.8", "--threads", "1"])
+            .output()
+            .unwrap();
+    assert_eq!(again.status.code(), Some(0));
+    assert_same(&contents(&scratch.path("mixed")), &contents(&scratch.path("again")), "one thread");
+}
+
+#[test]
+fn a_bound_that_cannot_be_kept_is_refused() {
+    let scratch = Scratch::new();
+    let refused = |recipe: &str, bits: &str, needle: &str| {
+        finish(&mut quantize(&scratch, &scratch.out(), recipe, &["--max-bits", bits])).refused(&[needle]);
+        assert!(!scratch.out().exists());
+    };
+    refused("fpq-w4a4", "4.0", "max_bits");
+    refused("fpq-w4a8", "5.0", "as many bits");
+    refused("fpq-w4a4", "nan", "max_bits");
+}
