@@ -646,7 +646,7 @@ impl Shape<'_> {
         for tap in a.blocks.iter().flat_map(|b| &b.taps) {
             let forward = tap.sites.iter().map(|s| s.outputs * s.inputs).sum::<usize>() as f64;
             work.multiply_adds += forward * self.tokens() as f64;
-            for transform in &self.recipe.transforms {
+            for transform in self.recipe.transforms.iter().filter(|t| t.looks_at_inputs()) {
                 let tried = transform.trials() as f64;
                 work.multiply_adds += forward * (self.tokens() as f64 + tried * SAMPLE as f64);
                 work.roundings += forward * tried;
