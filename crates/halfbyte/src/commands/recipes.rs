@@ -110,6 +110,7 @@ const FIELDS: &[(&str, &str)] = &[
         "act_order",
         "whether feedback begins with the columns of the largest second moments; scales stay with them",
     ),
+    ("low_rank", "rank of a part in bf16 that is added to every quantized weight; 0 for none"),
     ("damping", "of correction and feedback, relative to each channel's second moment"),
     ("rounds", "of the search, 1 to 100"),
     ("first", "what a round begins with: weight (published) or input"),
