@@ -259,6 +259,7 @@ pub(crate) fn layers(
                 .map(|v| parse(v, true))
                 .transpose()
                 .map_err(|e| format!("{key}.input_activations: {e}"))?,
+            low_rank: None,
         };
         Form::of(&scheme).map_err(|e| format!("{key}: {e}"))?;
         schemes.push((targets, scheme));
@@ -424,5 +425,9 @@ pub(crate) fn read(
     let weight = QuantizedMatrix::from_parts(name, scheme, rows, cols, codes, scales, tensor_scale);
     let weight = weight.map_err(|e| damaged("weight_scale", e.to_string()))?;
     let input = layer.input_quantizer(input_scale, Vec::new(), cols);
-    Ok(StoredLayer { weight: Some(weight), input: input.map_err(|e| damaged("input_scale", e))? })
+    Ok(StoredLayer {
+        weight: Some(weight),
+        input: input.map_err(|e| damaged("input_scale", e))?,
+        low_rank: None,
+    })
 }

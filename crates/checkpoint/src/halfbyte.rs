@@ -8,6 +8,7 @@
 //! | `X.weight_scale` | F32, F8_E4M3 or F8_E8M0 | `[rows]` (channel), `[1]` (tensor), `[rows, cols / n]` (group) | multiplies the element's table |
 //! | `X.weight_tensor_scale` | F32 | `[1]` | multiplies all E4M3 scales |
 //! | `X.input_scale` | F32 | `[1]` | scale of the input for a static scheme, NVFP4's tensor scale for a dynamic one |
+//! | `X.low_rank_down`, `X.low_rank_up` | BF16 | `[rank, cols]`, `[rows, rank]` | their product is added to the decoded weight |
 //! | `X.input_shift` | U8 | `[cols]` | s_j: channel j of the input has scale `input_scale · 2^(−s_j)`, for a scheme with shifts |
 //!
 //! and a [`LayerScheme`] under `quantization_config.layers` in config.json, repeated as the metadata entry
@@ -17,6 +18,7 @@
 
 use crate::attention::{AttentionScheme, AttentionWidths, StoredAttention};
 use crate::layout::{Layout, scale_shape, with_dtype};
+use crate::low_rank::{self, LowRank};
 use crate::{Checkpoint, CheckpointError, Dtype, TensorSpec};
 use halfbyte_formats::{Granularity, InputQuantizer, QuantizedMatrix, ScaleFormat, Scheme, pack};
 use serde::{Deserialize, Serialize};
@@ -26,9 +28,11 @@ use std::collections::BTreeMap;
 const METHOD: &str = "halfbyte";
 /// Largest shift of a column.
 pub(crate) const MAX_SHIFT: u8 = 31;
-/// Version of the layout; that of folders whose attention is quantized too, which older readers would ignore.
+/// Version of the layout; those of folders whose attention is quantized too, and of folders with low-rank parts, which older
+/// readers would ignore.
 const VERSION: u32 = 1;
 const ATTENTION_VERSION: u32 = 2;
+const LOW_RANK_VERSION: u32 = 3;
 
 /// What `quantization_config` of a halfbyte folder holds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -51,13 +55,15 @@ impl Manifest {
     /// A manifest of this version.
     pub fn new(recipe: serde_json::Value, layers: BTreeMap<String, LayerScheme>) -> Self {
         let (attention, layout) = (BTreeMap::new(), Layout::Halfbyte);
-        Self { quant_method: METHOD.into(), version: VERSION, recipe, layers, attention, layout }
+        let low_rank = layers.values().any(|l: &LayerScheme| l.low_rank.is_some());
+        let version = if low_rank { LOW_RANK_VERSION } else { VERSION };
+        Self { quant_method: METHOD.into(), version, recipe, layers, attention, layout }
     }
 
     /// The same for a model whose attention is quantized too.
     #[must_use]
     pub fn with_attention(self, attention: BTreeMap<String, AttentionScheme>) -> Self {
-        let version = if attention.is_empty() { VERSION } else { ATTENTION_VERSION };
+        let version = if attention.is_empty() { self.version } else { self.version.max(ATTENTION_VERSION) };
         Self { attention, version, ..self }
     }
 
@@ -93,10 +99,10 @@ impl Manifest {
                 )));
             }
         }
-        let known = [VERSION, ATTENTION_VERSION].map(|v| Some(u64::from(v)));
+        let known = [VERSION, ATTENTION_VERSION, LOW_RANK_VERSION].map(|v| Some(u64::from(v)));
         if !known.contains(&found.get("version").and_then(|v| v.as_u64())) {
             return Err(fail(format!(
-                "its version is not {VERSION} or {ATTENTION_VERSION}; it was written by another halfbyte"
+                "its version is not {VERSION} to {LOW_RANK_VERSION}; it was written by another halfbyte"
             )));
         }
         serde_json::from_value(found.clone()).map(Some).map_err(|e| fail(e.to_string()))
@@ -175,6 +181,9 @@ pub struct LayerScheme {
     /// Of the input; `None` if it is left alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub input: Option<Scheme>,
+    /// Rank of the low-rank part beside the codes, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub low_rank: Option<usize>,
 }
 
 /// One layer's codes, scales and shifts.
@@ -184,6 +193,8 @@ pub struct StoredLayer {
     pub weight: Option<QuantizedMatrix>,
     /// The quantizer of the input; `None` if it is left alone.
     pub input: Option<InputQuantizer>,
+    /// The low-rank part beside the codes, if there is one.
+    pub low_rank: Option<LowRank>,
 }
 
 impl StoredLayer {
@@ -192,6 +203,7 @@ impl StoredLayer {
         LayerScheme {
             weight: self.weight.as_ref().map(|w| w.scheme),
             input: self.input.as_ref().map(InputQuantizer::scheme),
+            low_rank: self.low_rank.as_ref().map(|l| l.rank),
         }
     }
 
@@ -207,6 +219,10 @@ impl StoredLayer {
                 (Some(TENSOR_SCALE), Some(w), _) => w.tensor_scale.to_le_bytes().to_vec(),
                 (Some(INPUT_SCALE), _, Some(q)) => q.scale().to_le_bytes().to_vec(),
                 (Some(INPUT_SHIFT), _, Some(q)) => q.shifts().to_vec(),
+                (Some(suffix), ..) => match self.low_rank.as_ref().and_then(|l| l.bytes(suffix)) {
+                    Some(bytes) => bytes,
+                    None => continue,
+                },
                 _ => continue,
             };
             out.push((spec, bytes));
@@ -284,6 +300,9 @@ impl LayerScheme {
                 add(INPUT_SHIFT, Dtype::U8, &[cols]);
             }
         }
+        if let Some(rank) = self.low_rank {
+            out.extend(low_rank::tensors(name, rank, rows, cols));
+        }
         out
     }
 
@@ -307,6 +326,11 @@ impl LayerScheme {
                 return Err(format!("weights stored as {scheme} cannot be read"));
             }
             scheme.check_shape(name, rows, cols).map_err(|e| e.to_string())?;
+        }
+        if let Some(rank) = self.low_rank
+            && (self.weight.is_none() || rank == 0 || rank >= rows.min(cols))
+        {
+            return Err(format!("a low-rank part of rank {rank} is not one of [{rows}, {cols}] codes"));
         }
         self.input_quantizer(1.0, Vec::new(), cols).map(|_| ())
     }
@@ -367,6 +391,8 @@ impl LayerScheme {
                 self.input_quantizer(scale, shifts, cols).map_err(|message| damaged(INPUT_SCALE, message))?
             }
         };
-        Ok(StoredLayer { weight, input })
+        let low_rank =
+            self.low_rank.map(|rank| LowRank::read(checkpoint, name, rank, rows, cols)).transpose()?;
+        Ok(StoredLayer { weight, input, low_rank })
     }
 }

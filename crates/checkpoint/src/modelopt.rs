@@ -101,7 +101,7 @@ pub(crate) fn layers(
         "W4A16_NVFP4" => None,
         other => return Err(format!("quant_algo {other:?} is not read; NVFP4 and W4A16_NVFP4 are")),
     };
-    let scheme = LayerScheme { weight: Some(Scheme::NVFP4), input };
+    let scheme = LayerScheme { weight: Some(Scheme::NVFP4), input, low_rank: None };
     let names = checkpoint.names().filter_map(|n| n.strip_suffix(".weight_scale_2"));
     Ok(names.map(|name| (name.to_owned(), scheme)).collect())
 }
@@ -150,5 +150,9 @@ pub(crate) fn read(
     let weight = weight.map_err(|e| damaged("weight_scale_2", e.to_string()))?;
     let scale = if layer.input.is_some() { single("input_scale")? } else { 1.0 };
     let input = layer.input_quantizer(scale, Vec::new(), cols);
-    Ok(StoredLayer { weight: Some(weight), input: input.map_err(|e| damaged("input_scale", e))? })
+    Ok(StoredLayer {
+        weight: Some(weight),
+        input: input.map_err(|e| damaged("input_scale", e))?,
+        low_rank: None,
+    })
 }

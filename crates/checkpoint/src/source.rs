@@ -320,10 +320,14 @@ impl Checkpoint {
             Backing::Dequantized(d) => {
                 let layer = name.trim_end_matches(".weight");
                 let read = d.manifest.read(&d.of, layer, shape[0], shape[1])?;
-                let Some(weight) = read.and_then(|l| l.weight) else {
+                let Some((weight, low_rank)) = read.and_then(|l| Some((l.weight?, l.low_rank))) else {
                     return Err(missing(&self.dir, name, self.names()));
                 };
-                let values = RawTensor::F32(weight.dequantize());
+                let mut values = weight.dequantize();
+                if let Some(low_rank) = low_rank {
+                    low_rank.add_to(&mut values);
+                }
+                let values = RawTensor::F32(values);
                 info.check_finite(&values)?;
                 Ok(values)
             }

@@ -115,7 +115,7 @@ fn without_quantization(config: &serde_json::Map<String, Value>) -> serde_json::
 /// A layer that is known to be quantized.
 pub(crate) fn layer(model: &Model, site: &Site) -> Result<StoredLayer, ExportError> {
     let stored = model.stored_layer(site)?;
-    Ok(stored.unwrap_or(StoredLayer { weight: None, input: None }))
+    Ok(stored.unwrap_or(StoredLayer { weight: None, input: None, low_rank: None }))
 }
 
 /// Whether two layers hold the same values to the bit, and quantize inputs alike.

@@ -215,6 +215,11 @@ pub fn check(
 
 fn check_layer(target: Target, site: &Site, scheme: &LayerScheme) -> Result<(), String> {
     let weight = scheme.weight.ok_or("only its input is quantized")?;
+    if let Some(rank) = scheme.low_rank {
+        return Err(format!(
+            "it has a part of rank {rank} beside its codes, which is halfbyte's own; quantize with low_rank = 0"
+        ));
+    }
     if site.stored != Stored::Rows {
         return Err("engines expect it stored the other way round, as inputs by outputs".into());
     }

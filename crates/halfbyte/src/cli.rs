@@ -348,7 +348,8 @@ Killed at any moment, the same command goes on where it was.";
 /// Write an equal full-precision checkpoint that is easier to quantize: channel scales and shifts folded into norms and
 /// layers.
 #[derive(Debug, Args)]
-#[command(after_help = TRANSFORM)]
+// It takes memory for one block whatever it is told.
+#[command(after_help = TRANSFORM, mut_arg("memory_limit", |a| a.hide(true)))]
 pub(crate) struct TransformArgs {
     /// Folder of a Hugging Face model in full precision.
     pub(crate) model: PathBuf,

@@ -1,6 +1,7 @@
 //! Errors as the user sees them: `error: ...` on one line, `hint: ...` where there is something to do, an exit code.
 
 use halfbyte_evaluate::EvaluateError;
+use halfbyte_export::ExportError;
 use halfbyte_quantize::QuantizeError;
 use std::fmt;
 use std::process::ExitCode;
@@ -10,12 +11,18 @@ use std::process::ExitCode;
 pub(crate) struct Failure {
     message: String,
     hint: Option<String>,
+    stopped: bool,
 }
 
 impl Failure {
     /// `message` and no hint.
     pub(crate) fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), hint: None }
+        Self { message: message.into(), hint: None, stopped: false }
+    }
+
+    /// The user asked to stop, and there is nothing to go on from.
+    pub(crate) fn stopped(message: impl Into<String>) -> Self {
+        Self { stopped: true, ..Self::new(message) }
     }
 
     /// The same with a hint.
@@ -69,9 +76,12 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
     ExitCode::from(code)
 }
 
-fn stopped(error: &anyhow::Error) -> bool {
+/// Whether the user asked to stop.
+pub(crate) fn stopped(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref(), Some(QuantizeError::Stopped(_)))
         || matches!(error.downcast_ref(), Some(EvaluateError::Stopped))
+        || matches!(error.downcast_ref(), Some(ExportError::Stopped))
+        || error.downcast_ref().is_some_and(|f: &Failure| f.stopped)
 }
 
 /// What to do, where the error itself does not say so.
@@ -93,5 +103,23 @@ fn hint(error: &anyhow::Error) -> Option<String> {
             Some("--calibration wants a few pages of ordinary UTF-8 text, such as the model will read".into())
         }
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_was_stopped_says_so() {
+        let errors: [anyhow::Error; 4] = [
+            QuantizeError::Stopped(0).into(),
+            EvaluateError::Stopped.into(),
+            ExportError::Stopped.into(),
+            Failure::stopped("the demo was stopped").into(),
+        ];
+        assert!(errors.iter().all(stopped));
+        assert!(!stopped(&Failure::new("no such file").into()));
+        assert!(!stopped(&QuantizeError::Singular.into()));
     }
 }

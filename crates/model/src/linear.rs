@@ -1,7 +1,7 @@
 //! Linear layers, from full-precision tensors or from codes.
 
 use crate::spec::Site;
-use halfbyte_checkpoint::RawTensor;
+use halfbyte_checkpoint::{LowRank, RawTensor};
 use halfbyte_formats::{InputQuantizer, QuantizedMatrix};
 use halfbyte_tensor::{Matrix, Operand, Precision, Rows, product_into};
 use rayon::prelude::*;
@@ -55,7 +55,7 @@ impl Operand for Codes<'_> {
     }
 }
 
-/// A linear layer that can be computed: `y = Q(x) Wᵀ + b`.
+/// A linear layer that can be computed: `y = Q(x) Wᵀ + b`, with a low-rank part `y = Q(x) (W + U D)ᵀ + b`.
 #[derive(Clone, Debug)]
 pub struct Linear {
     /// Its description.
@@ -66,6 +66,8 @@ pub struct Linear {
     pub bias: Option<Vec<f32>>,
     /// How the input is quantized first, if it is.
     pub input: Option<InputQuantizer>,
+    /// What is added to the weight, as a product of two thin matrices, if anything is.
+    pub low_rank: Option<LowRank>,
     /// How exactly its products are computed.
     pub precision: Precision,
 }
@@ -85,6 +87,12 @@ impl Linear {
         let x = Rows::new(quantized.as_deref().unwrap_or(&x.data), self.site.inputs);
         let stride = self.site.outputs;
         self.weight.with(|w| product_into(&x, w, &mut out.data, stride, self.precision));
+        if let Some(LowRank { rank, down, up }) = &self.low_rank {
+            let mut inner = vec![0.0; x.rows() * rank];
+            product_into(&x, &Rows::new(down, self.site.inputs), &mut inner, *rank, self.precision);
+            let (inner, up) = (Rows::new(&inner, *rank), Rows::new(up, *rank));
+            product_into(&inner, &up, &mut out.data, stride, self.precision);
+        }
         out
     }
 }

@@ -152,12 +152,12 @@ impl Model {
             }
             false => self.stored_layer(site)?,
         };
-        let (codes, input) = stored.map_or((None, None), |s| (s.weight, s.input));
+        let (codes, input, low_rank) = stored.map_or((None, None, None), |s| (s.weight, s.input, s.low_rank));
         let weight = match codes {
             Some(codes) => Weight::Quantized(codes),
             None => Weight::Stored(self.full_weight(site)?, site.inputs),
         };
-        Ok(Linear { site: site.clone(), weight, bias, input, precision: self.precision })
+        Ok(Linear { site: site.clone(), weight, bias, input, low_rank, precision: self.precision })
     }
 
     /// Codes and quantizer of a layer; `None` if it is not quantized.

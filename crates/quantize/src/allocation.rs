@@ -206,5 +206,6 @@ fn replace(block: &mut Block, tap: usize, sites: &[QuantizedSite]) {
             linear.weight = Weight::Quantized(weight.clone());
         }
         linear.input.clone_from(&site.stored.input);
+        linear.low_rank.clone_from(&site.stored.low_rank);
     }
 }

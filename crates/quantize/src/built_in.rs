@@ -29,11 +29,20 @@ const SCHEMES: [(&str, &str, &str); 14] = [
     ("int4-g32-gptq-w4a16", "int4/group32", ""),
 ];
 
+/// Recipes of another one behind a transform: name, the other, transform. Their papers leave embedding and output layer alone.
+const TRANSFORMED: [(&str, &str, &str); 4] = [
+    ("smooth-quant-w8a8", "minmax-int-w8a8", "smooth-quant"),
+    ("smooth-quant-w6a6", "minmax-int-w6a6", "smooth-quant"),
+    ("os-plus-w8a8", "minmax-int-w8a8", "os-plus"),
+    ("os-plus-w6a6", "minmax-int-w6a6", "os-plus"),
+];
+
 impl Recipe {
     /// All built-in names.
     pub fn names() -> Vec<String> {
         let searched = METHODS.iter().flat_map(|m| BITS.iter().map(move |(b, ..)| format!("{m}-{b}")));
-        searched.chain(SCHEMES.iter().map(|s| s.0.to_owned())).collect()
+        let named = SCHEMES.iter().chain(&TRANSFORMED).map(|s| s.0.to_owned());
+        searched.chain(named).collect()
     }
 
     /// A recipe of fixed schemes. The embedding and the output layer stay as they are, which is what engines expect.
@@ -87,6 +96,12 @@ impl Recipe {
             .and_then(|(name, weight, input)| Self::of_schemes(name, weight, input))
         {
             return Ok(recipe);
+        }
+        if let Some((_, base, transform)) = TRANSFORMED.iter().find(|s| s.0 == name) {
+            let wrong = |message| QuantizeError::Recipe { field: "transforms".into(), message };
+            let transforms = vec![transform.parse().map_err(wrong)?];
+            let (name, keep) = (name.into(), vec!["lm_head".into()]);
+            return Ok(Self { name, keep, transforms, embedding_bits: 16, ..Self::named(base)? });
         }
         let unknown = || QuantizeError::UnknownRecipe { name: name.into(), known: Self::names().join(", ") };
         let full = if METHODS.contains(&name) { format!("{name}-w4a4") } else { name.to_string() };

@@ -330,7 +330,7 @@ impl Run<'_> {
                     channel_max: Vec::new(),
                     weight_histogram: weight_histogram(&codes, &values.data),
                 },
-                stored: StoredLayer { weight: Some(codes.clone()), input: None },
+                stored: StoredLayer { weight: Some(codes.clone()), input: None, low_rank: None },
             });
             if recipe.calibration == Calibration::Sequential {
                 stem.replace_weight(Weight::Quantized(codes));

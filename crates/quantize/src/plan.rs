@@ -9,7 +9,7 @@ use crate::choice::{check_bound, stored_bits};
 use crate::inputs::PACK;
 use crate::job::activation_bytes;
 use crate::methods::block_scale::is_block;
-use crate::methods::{COMPARED_ROWS, PIECE_BYTES};
+use crate::methods::{COMPARED_ROWS, PIECE_BYTES, low_rank};
 use crate::output::untied_tensors;
 use crate::recipe::{First, Method, Recipe, Search};
 use crate::search::{HISTOGRAM_BYTES, ShiftRule, steps_per_channel};
@@ -250,7 +250,12 @@ pub fn plan(model: &Model, recipe: &Recipe, options: PlanOptions) -> Result<Plan
                     Some(_) => (8, if recipe.activation_bits < 16 { 8 } else { 16 }),
                     None => recipe.bits_of(&site.name),
                 };
-                PlannedSite::new(site, weight, input, shifts)
+                let planned = PlannedSite::new(site, weight, input, shifts);
+                let thin = recipe.low_rank().filter(|_| weight < 16).unwrap_or(0);
+                PlannedSite {
+                    bytes: planned.bytes + 2 * (thin * (site.outputs + site.inputs)) as u64,
+                    ..planned
+                }
             }
         })
     };
@@ -303,6 +308,7 @@ fn check_shapes(model: &Model, recipe: &Recipe) -> Result<(), QuantizeError> {
     }
     transforms::check_shapes(a, recipe)?;
     for site in a.sites().filter(|s| !recipe.keeps(s)) {
+        recipe.low_rank().map_or(Ok(()), |rank| low_rank::check(site, rank))?;
         let layers = recipe.layer_scheme(&site.name).into_iter();
         let choices = if recipe.alternatives.is_empty() { Vec::new() } else { recipe.choices() };
         for scheme in layers.chain(choices).flat_map(|l| [l.weight, l.input]).flatten() {
@@ -625,6 +631,12 @@ impl Shape<'_> {
                 moments.push(("search of the weights", weights + squares * 4 * k * k + pieces));
             }
         }
+        if self.recipe.low_rank().is_some() {
+            // Gram matrix and cross moments, and for the correction their difference and the factor.
+            let squares = if self.recipe.activation_bits < 16 { 4 } else { 1 };
+            let largest = chosen.iter().copied().max().unwrap_or(0);
+            moments.push(("low-rank parts", 3 * 4 * largest * k + squares * 4 * k * k + packing));
+        }
         terms.extend(moments.into_iter().max_by_key(|t| t.1));
     }
 
@@ -712,6 +724,11 @@ impl Shape<'_> {
             return;
         }
         work.multiply_adds += 2.0 * sample * all * k;
+        if let Some(rank) = recipe.low_rank() {
+            let moments = if recipe.activation_bits < 16 { 1.5 } else { 0.5 };
+            let steps = low_rank::STEPS as f64 * rank as f64;
+            work.multiply_adds += moments * tokens * k * k + steps * (2.0 * all * k + k * k);
+        }
         if recipe.method != Method::Fpq {
             work.roundings += all * k;
             if recipe.method == Method::Scheme && recipe.uses_factor() {

@@ -70,7 +70,7 @@ pub(crate) fn replace(block: &mut Block, done: QuantizedBlock) {
             if let Some(weight) = site.stored.weight {
                 linear.weight = Weight::Quantized(weight);
             }
-            linear.input = site.stored.input;
+            (linear.input, linear.low_rank) = (site.stored.input, site.stored.low_rank);
         }
     }
     block.products = done.attention.map(|a| a.stored);

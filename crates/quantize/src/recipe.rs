@@ -63,6 +63,10 @@ fn as_text<S: Serializer>(scheme: &Option<Scheme>, serializer: S) -> Result<S::O
     }
 }
 
+fn is_zero(n: &usize) -> bool {
+    *n == 0
+}
+
 /// The same for a list.
 fn as_texts<S: Serializer>(schemes: &[Scheme], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_seq(schemes.iter().map(Scheme::to_string))
@@ -224,6 +228,10 @@ pub struct Recipe {
     pub feedback: bool,
     /// Whether feedback begins with the columns of the largest second moments; otherwise with the first.
     pub act_order: bool,
+    /// Rank of a product of two thin bf16 matrices that is added to every quantized weight of a linear layer and makes up for what
+    /// its codes lack (see `methods::low_rank`); 0 for none.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub low_rank: usize,
     /// Damping of correction and feedback, relative to the Gram matrix's diagonal.
     pub damping: f32,
     /// Rounds of coordinate descent.
@@ -276,6 +284,7 @@ impl Default for Recipe {
             correct: true,
             feedback: true,
             act_order: true,
+            low_rank: 0,
             damping: 0.3,
             rounds: 1,
             first: First::Input,
@@ -301,6 +310,7 @@ impl Recipe {
         self.method != Method::Scheme
             || self.scales == Scales::Weighted
             || self.uses_factor()
+            || self.low_rank > 0
             || !self.transforms.is_empty()
             || self.possible().iter().any(|s| s.input.is_some_and(InputQuantizer::has_scale))
             || self.kv_scheme.is_some_and(InputQuantizer::has_scale)
@@ -313,7 +323,7 @@ impl Recipe {
         }
         Some(match longest_part(&self.schemes, name) {
             Some(&weight) => self.with_input(weight),
-            None => LayerScheme { weight: self.weight_scheme, input: self.input_scheme },
+            None => self.of_scheme(self.weight_scheme, self.input_scheme),
         })
     }
 
@@ -337,7 +347,7 @@ impl Recipe {
 
     /// The schemes among which layers choose: `weight_scheme` and the alternatives.
     pub fn choices(&self) -> Vec<LayerScheme> {
-        let first = LayerScheme { weight: self.weight_scheme, input: self.input_scheme };
+        let first = self.of_scheme(self.weight_scheme, self.input_scheme);
         [first].into_iter().chain(self.alternatives.iter().map(|&s| self.with_input(s))).collect()
     }
 
@@ -354,7 +364,17 @@ impl Recipe {
             Some(_) => Some(Scheme { dynamic: true, ..weight }),
             None => None,
         };
-        LayerScheme { weight: Some(weight), input }
+        self.of_scheme(Some(weight), input)
+    }
+
+    fn of_scheme(&self, weight: Option<Scheme>, input: Option<Scheme>) -> LayerScheme {
+        let low_rank = weight.and(self.low_rank());
+        LayerScheme { weight, input, low_rank }
+    }
+
+    /// The rank of the low-rank parts, if there are any.
+    pub(crate) fn low_rank(&self) -> Option<usize> {
+        (self.low_rank > 0).then_some(self.low_rank)
     }
 
     fn check_schemes(&self) -> Result<(), QuantizeError> {

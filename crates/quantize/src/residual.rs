@@ -140,7 +140,7 @@ mod tests {
         let site = Site::new("down", hidden, 5).biased(true);
         let weight = Weight::Stored(RawTensor::F32(weight), 5);
         (
-            Linear { site, weight, bias: Some(bias), input: None, precision: Precision::F32 },
+            Linear { site, weight, bias: Some(bias), input: None, low_rank: None, precision: Precision::F32 },
             store(c, hidden),
             store(x, 5),
             squares,

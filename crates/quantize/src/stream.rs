@@ -4,7 +4,7 @@ use crate::QuantizeError;
 use crate::clock::{Phase, timed};
 use crate::inputs::Packs;
 use crate::methods::attention::{OperandStores, QuantizedAttention, quantize_attention};
-use crate::methods::{SiteResult, SiteWeight, quantize_tap};
+use crate::methods::{SiteResult, SiteWeight, low_rank, quantize_tap};
 use crate::profile::Profile;
 use crate::recipe::{Calibration, Recipe};
 use crate::residual::{Residual, token_weights};
@@ -287,7 +287,7 @@ pub(crate) fn quantize_head(
 fn quantized(linear: &Linear, result: SiteResult) -> QuantizedSite {
     QuantizedSite {
         name: linear.site.name.clone(),
-        stored: StoredLayer { weight: result.weight, input: result.input },
+        stored: StoredLayer { weight: result.weight, input: result.input, low_rank: result.low_rank },
         error: result.error,
         signal: result.signal,
         profile: result.profile,
@@ -310,7 +310,12 @@ pub(crate) fn quantize_sites(
     if weights.is_empty() {
         return Ok(linears.iter().map(|_| None).collect());
     }
-    let mut results = quantize_tap(inputs, weights, recipe)?.into_iter();
+    let mut results = quantize_tap(inputs, weights, recipe)?;
+    if let Some(rank) = recipe.low_rank() {
+        let full = linears.iter().zip(&chosen).filter(|(_, chosen)| **chosen).map(|(l, _)| &l.weight);
+        low_rank::compensate(inputs, full, &mut results, rank, recipe)?;
+    }
+    let mut results = results.into_iter();
     Ok(chosen.iter().map(|c| if *c { results.next() } else { None }).collect())
 }
 
@@ -323,9 +328,10 @@ fn replace(linears: Vec<Linear>, results: Vec<Option<SiteResult>>) -> (Vec<Linea
         .map(|(linear, result)| match result {
             None => linear,
             Some(result) => {
-                let (weight, input) = (result.weight.clone(), result.input.clone());
+                let (weight, input, low_rank) =
+                    (result.weight.clone(), result.input.clone(), result.low_rank.clone());
                 sites.push(quantized(&linear, result));
-                Linear { weight: weight.map_or(linear.weight, Weight::Quantized), input, ..linear }
+                Linear { weight: weight.map_or(linear.weight, Weight::Quantized), input, low_rank, ..linear }
             }
         })
         .collect();

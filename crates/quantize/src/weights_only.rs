@@ -167,7 +167,7 @@ fn quantize(
         difference.iter_mut().zip(&values).for_each(|(d, v)| *d -= v);
         (error, signal) = (sum_of_squares(&difference), sum_of_squares(&values));
         report = WeightReport::new(scheme, matrix.scales.iter().copied());
-        let stored = StoredLayer { weight: Some(matrix), input: input.clone() };
+        let stored = StoredLayer { weight: Some(matrix), input: input.clone(), low_rank: None };
         tensors = stored.tensors(name).into_iter().map(|(spec, bytes)| (spec.name, bytes)).collect();
     }
     let bytes: u64 = layer.tensors(name, rows, cols).iter().filter_map(|t| t.dtype.byte_len(&t.shape)).sum();

@@ -2,12 +2,12 @@
 
 use super::calibration::ACTIVATION_MEMORY;
 use crate::cli::DemoArgs;
-use crate::fail::Failure;
+use crate::fail::{Failure, stopped};
 use crate::output::{self, Table};
 use crate::progress::Bar;
 use crate::system;
 use anyhow::Context;
-use halfbyte_evaluate::{EvaluateError, PerplexityOptions, perplexity, read_text};
+use halfbyte_evaluate::{PerplexityOptions, perplexity, read_text};
 use halfbyte_model::Model;
 use halfbyte_quantize::{Job, Progress, Recipe, calibration_windows, quantize};
 use serde::Serialize;
@@ -45,6 +45,14 @@ struct Row {
 }
 
 pub(crate) fn run(args: &DemoArgs) -> anyhow::Result<()> {
+    match shown(args) {
+        // Nothing of a demo is kept, so there is nothing to go on from.
+        Err(error) if stopped(&error) => Err(Failure::stopped("the demo was stopped").into()),
+        other => other,
+    }
+}
+
+fn shown(args: &DemoArgs) -> anyhow::Result<()> {
     system::use_threads(args.machine.threads)?;
     system::stop_on_interrupt()?;
     let work = tempfile::tempdir().context("cannot make a temporary folder")?;
@@ -124,12 +132,7 @@ fn row(name: &str, model: &Model, tokens: &[u32], out: &Path) -> anyhow::Result<
 }
 
 fn evaluate(model: &Model, tokens: &[u32]) -> anyhow::Result<f64> {
-    let scored = perplexity(model, tokens, EVALUATION, None, &mut |_: u64, _: u64| !system::asked_to_stop());
-    match scored {
-        // Nothing of a demo is kept, so there is nothing to go on from.
-        Err(EvaluateError::Stopped) => Err(Failure::new("the demo was stopped").into()),
-        other => Ok(other?.value),
-    }
+    Ok(perplexity(model, tokens, EVALUATION, None, &mut |_: u64, _: u64| !system::asked_to_stop())?.value)
 }
 
 /// The bar counts methods; their layers are no news.

@@ -64,8 +64,11 @@ fn check(
     target: Target,
 ) -> anyhow::Result<()> {
     // Searched formats are no target's; any scheme that none has stands for them.
-    let searched =
-        LayerScheme { weight: Some(Scheme::new(Element::E2M1, Granularity::Channel)), input: None };
+    let searched = LayerScheme {
+        weight: Some(Scheme::new(Element::E2M1, Granularity::Channel)),
+        input: None,
+        low_rank: None,
+    };
     let scheme = |name: &str| {
         let planned = plan.embedding.iter().chain(&plan.sites).any(|s| s.name == name);
         planned.then(|| match recipe.layer_scheme(name) {

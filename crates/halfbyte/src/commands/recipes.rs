@@ -15,7 +15,7 @@ pub(crate) fn run(args: &RecipesArgs) -> anyhow::Result<()> {
 }
 
 /// What the part of a name before the bits means.
-const METHODS: [(&str, &str); 13] = [
+const METHODS: [(&str, &str); 15] = [
     ("minmax-int", "integers scaled by the largest magnitude"),
     ("minmax-fp", "floats with two exponent bits, scaled by the largest magnitude"),
     ("fpq-baseline", "LLM-FP4's search of format and scale, without pre-shifted exponent biases"),
@@ -28,6 +28,8 @@ const METHODS: [(&str, &str); 13] = [
     ("nvfp4-gptq", "as nvfp4, rounded with error feedback (GPTQ)"),
     ("mxfp4-gptq", "as mxfp4, rounded with error feedback (GPTQ)"),
     ("int4-g32-gptq", "as int4-g32, rounded with error feedback (GPTQ)"),
+    ("smooth-quant", "SmoothQuant, then minmax-int; lm_head and embedding kept"),
+    ("os-plus", "Outlier Suppression+, then minmax-int; lm_head and embedding kept"),
     ("fpq", "the default: LLM-FP4 with everything that we found to improve it at the same bits"),
 ];
 
@@ -110,6 +112,7 @@ const FIELDS: &[(&str, &str)] = &[
         "act_order",
         "whether feedback begins with the columns of the largest second moments; scales stay with them",
     ),
+    ("low_rank", "rank of a part in bf16 that is added to every quantized weight; 0 for none"),
     ("damping", "of correction and feedback, relative to each channel's second moment"),
     ("rounds", "of the search, 1 to 100"),
     ("first", "what a round begins with: weight (published) or input"),

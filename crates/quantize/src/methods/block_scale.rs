@@ -95,13 +95,13 @@ pub(super) fn quantize_tap(
             channel_max: channel_max.iter().map(|&m| short(m)).collect(),
             weight_histogram: coded.as_ref().map(|q| weight_histogram(q, &weight.data)).unwrap_or_default(),
         };
-        results.push(SiteResult { weight: coded, input, error, signal, profile });
+        results.push(SiteResult { weight: coded, input, low_rank: None, error, signal, profile });
     }
     Ok(results)
 }
 
 /// A layer that is left alone.
-const NONE: LayerScheme = LayerScheme { weight: None, input: None };
+const NONE: LayerScheme = LayerScheme { weight: None, input: None, low_rank: None };
 
 /// `Σ w (Q(x) − x)² / Σ w x²` with the weights `energy` of the columns; empty for all alike.
 fn weighted_error(matrix: &QuantizedMatrix, weight: &[f32], energy: &[f32]) -> f64 {

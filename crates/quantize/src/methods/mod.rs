@@ -6,6 +6,7 @@ mod correct;
 mod feedback;
 mod fpq;
 mod gptq;
+pub(crate) mod low_rank;
 mod minmax;
 
 use crate::QuantizeError;
@@ -13,6 +14,7 @@ use crate::clock::{Phase, timed};
 use crate::profile::{Profile, short, weight_histogram};
 use crate::recipe::{Method, Recipe};
 use crate::tap::{Sample, TapInputs, quantized, scale_rows};
+use halfbyte_checkpoint::LowRank;
 use halfbyte_formats::{Element, Granularity, InputQuantizer, QuantizedMatrix, Scheme};
 use halfbyte_model::Site;
 use halfbyte_tensor::{Matrix, Precision, Rows, product_into, sum_of_squares};
@@ -33,6 +35,8 @@ pub struct SiteResult {
     pub weight: Option<QuantizedMatrix>,
     /// The quantizer of its input; `None` if inputs are left alone.
     pub input: Option<InputQuantizer>,
+    /// What is added to the codes, if the recipe asks for it.
+    pub low_rank: Option<LowRank>,
     /// Mean squared error of its output over the sample of tokens.
     pub error: f64,
     /// Mean square of the full-precision output over the same.
@@ -163,7 +167,14 @@ fn finish(
         };
         let weight_histogram = weight.as_ref().map(|w| weight_histogram(w, full)).unwrap_or_default();
         let profile = Profile { channel_max: channel_max.clone(), weight_histogram };
-        results.push(SiteResult { weight, input: solution.input.clone(), error, signal, profile });
+        results.push(SiteResult {
+            weight,
+            input: solution.input.clone(),
+            low_rank: None,
+            error,
+            signal,
+            profile,
+        });
     }
     Ok(())
 }

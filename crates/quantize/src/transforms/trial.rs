@@ -103,7 +103,14 @@ impl<'a> Trial<'a> {
                     bias.iter_mut().zip(added).for_each(|(b, a)| *b += a as f32);
                 }
                 let weight = Weight::Stored(RawTensor::F32(weight.data), full.cols);
-                Linear { site: linear.site.clone(), weight, bias, input: None, precision: Precision::F32 }
+                Linear {
+                    site: linear.site.clone(),
+                    weight,
+                    bias,
+                    input: None,
+                    low_rank: None,
+                    precision: Precision::F32,
+                }
             })
             .collect();
         let got = self.outputs(&x, &linears);
