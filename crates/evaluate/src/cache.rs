@@ -33,11 +33,6 @@ impl Cache {
         Ok(Self { dir: dir.into(), program: hasher.finalize() })
     }
 
-    /// The folder.
-    pub fn dir(&self) -> &Path {
-        &self.dir
-    }
-
     /// What was found before for `models` (one, or several that are compared) and `measurement`.
     pub(crate) fn book<T: Serialize + DeserializeOwned>(
         &self,

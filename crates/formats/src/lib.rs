@@ -29,4 +29,4 @@ pub use element::Element;
 pub use error::FormatError;
 pub use input::InputQuantizer;
 pub use probability::ProbabilityQuantizer;
-pub use scheme::{Granularity, QuantizedMatrix, ScaleFormat, Scheme, quantize_rows, shifted_scales};
+pub use scheme::{Granularity, QuantizedMatrix, ScaleFormat, Scheme, shifted_scales};

@@ -89,21 +89,6 @@ impl Scheme {
         }
     }
 
-    /// Stored bits per value of a `rows × cols` matrix: codes in whole bytes a row, scales, the tensor scale of
-    /// [`ScaleFormat::E4M3`], and E bits a column for shifts. NaN for an empty matrix.
-    pub fn bits_per_value(&self, rows: usize, cols: usize) -> f64 {
-        let codes = 8.0 * rows as f64 * packed_len(self.element.bits(), cols) as f64;
-        let (each, once) = match self.scale {
-            ScaleFormat::F32 => (32.0, 0.0),
-            ScaleFormat::E8M0 => (8.0, 0.0),
-            ScaleFormat::E4M3 => (8.0, 32.0),
-        };
-        let scales = each * self.scale_count(rows, cols) as f64 + once;
-        let shift_bits = (self.element.max_shift() as u32 + 1).ilog2();
-        let shifts = if self.shifts { f64::from(shift_bits) * cols as f64 } else { 0.0 };
-        (codes + scales + shifts) / (rows as f64 * cols as f64)
-    }
-
     /// The MinMax scales of `x [rows, cols]`: those at which each share's largest magnitude maps to the element's
     /// largest value, rounded as the scale format asks. Returns them with the tensor scale (1 but for E4M3).
     ///
@@ -372,30 +357,6 @@ impl<'de> Deserialize<'de> for Scheme {
 pub fn shifted_scales(scale: f32, shifts: &[u8]) -> (Vec<f32>, Vec<f32>) {
     let shifted = shifts.iter().map(|&shift| (scale * (-f32::from(shift)).exp2()).max(f32::MIN_POSITIVE));
     shifted.map(|scale| (scale, 1.0 / scale)).unzip()
-}
-
-/// Codes of `x [rows, cols]` with one scale a row: one code a byte, after a check of all values.
-///
-/// # Errors
-/// [`FormatError::Length`], [`FormatError::NonFinite`] or [`FormatError::Scale`], naming `tensor`.
-pub fn quantize_rows(
-    tensor: &str,
-    element: Element,
-    scales: &[f32],
-    x: &[f32],
-    rows: usize,
-    cols: usize,
-    codes: &mut [u8],
-) -> Result<(), FormatError> {
-    check_matrix(tensor, x, rows, cols)?;
-    check_length(tensor, "codes", codes.len(), x.len())?;
-    check_scales(tensor, ScaleFormat::F32, scales, rows)?;
-    if cols > 0 {
-        for ((codes, x), &scale) in codes.chunks_exact_mut(cols).zip(x.chunks_exact(cols)).zip(scales) {
-            kernel::encode(element, scale, x, codes);
-        }
-    }
-    Ok(())
 }
 
 fn check_length(tensor: &str, what: &'static str, found: usize, expected: usize) -> Result<(), FormatError> {
@@ -713,16 +674,6 @@ mod tests {
     }
 
     #[test]
-    fn storage_counts_scales_and_shifts() {
-        assert_eq!(scheme("e2m1/group16/e4m3").bits_per_value(1, 32), 4.0 + 0.5 + 1.0);
-        assert_eq!(scheme("e2m1/group32/e8m0").bits_per_value(64, 64), 4.25);
-        assert_eq!(scheme("e2m1/channel").bits_per_value(8, 64), 4.5);
-        assert_eq!(scheme("e2m1/tensor/shifts").bits_per_value(2, 64), 4.0 + 0.25 + 1.0);
-        // Rows end on whole bytes.
-        assert_eq!(scheme("int4/channel").bits_per_value(1, 1), 8.0 + 32.0);
-    }
-
-    #[test]
     fn a_matrix_gives_back_its_fake_quantized_values() {
         let x = wave(6 * 32);
         for element in all() {
@@ -824,8 +775,6 @@ mod tests {
         x[17] = f32::INFINITY;
         let text = message(QuantizedMatrix::quantize_max("q_proj", &x, 2, 12, scheme("e2m1/channel")));
         assert!(text.contains("'q_proj'") && text.contains("inf at flat index 17"), "{text}");
-        let result = quantize_rows("q_proj", Element::E2M1, &[1.0; 2], &x, 2, 12, &mut [0; 24]);
-        assert!(matches!(result, Err(FormatError::NonFinite { index: 17, .. })));
     }
 
     #[test]

@@ -323,6 +323,7 @@ Examples:
   halfbyte transform models/SmolLM2 --with smooth-quant:alpha=search --calibration text.txt --out SmolLM2-smooth
   halfbyte transform models/SmolLM2 --with pow2 --for mxfp4-w4a4 --calibration text.txt --out SmolLM2-pow2
   halfbyte transform models/SmolLM2 --with os-plus:taps=all,pow2 --for nvfp4-w4a4 --calibration text.txt --out both
+  halfbyte transform models/SmolLM2 --with rotate,hadamard-heads --out SmolLM2-rotated
 
 The output is an ordinary Hugging Face folder that computes what MODEL does (to rounding), for any tool that quantizes; it \
 holds a report in halfbyte_transform.json. To quantize with halfbyte, `transforms = [\"os-plus\"]` in a recipe does the same \
@@ -335,8 +336,12 @@ Transforms, done in the order given:
                 error of attention's output or the gated product; steps=N (default 100), shift=false
   awq           mean|X|^beta, arXiv 2306.00978, beta searched by the error under quantized weights alone
   pow2          powers of two, searched by the error of the blocks of NVFP4 or MXFP4: exact in every type
-Each takes taps=norms (what norms feed; default of the first two) or taps=all (also values and the layers before gates and \
-ReLUs). docs/transforms.md says where each family of models has room for them.
+  rotate        the residual stream times a random Hadamard matrix, arXiv 2404.00456, for models with RMSNorm (LLaMA, Mistral,
+                Qwen, Phi-3); first of the list; block=32: only channels of a block with each other
+  hadamard-heads  the values of every attention head likewise, in any model; block=16
+The scaling ones take taps=norms (what norms feed; default of the first two) or taps=all (also values and the layers before \
+gates and ReLUs). Rotations need no calibration text, and draw their signs by the recipe's seed. docs/transforms.md says where \
+each family of models has room for them.
 
 Killed at any moment, the same command goes on where it was.";
 

@@ -39,6 +39,20 @@ fn the_output_is_an_ordinary_model_with_a_report() {
 }
 
 #[test]
+fn rotations_need_no_text() {
+    let scratch = Scratch::new();
+    let mut command = halfbyte();
+    command.arg("transform").arg(scratch.model()).args(["--with", "rotate,hadamard-heads", "--json"]);
+    let json = finish(command.arg("--out").arg(scratch.out())).json();
+    // 5 blocks, and what is outside of them.
+    assert_eq!(json["taps"].as_array().unwrap().len(), 2 * 5 + 1);
+    let config = fs::read(scratch.out().join("config.json")).unwrap();
+    let config: serde_json::Value = serde_json::from_slice(&config).unwrap();
+    assert_eq!(config["tie_word_embeddings"], false);
+    run(["inspect", scratch.out().to_str().unwrap()]).text();
+}
+
+#[test]
 fn what_cannot_be_is_refused_before_anything_is_written() {
     let scratch = Scratch::new();
     let ran = finish(&mut transform(&scratch, "smoothquant"));

@@ -1,6 +1,7 @@
 //! A network that is changed in memory: what transforms of a checkpoint need.
 
 use crate::block::Block;
+use crate::head::Head;
 use crate::linear::{Linear, Weight};
 use crate::model::transposed;
 use crate::norm::Norm;
@@ -14,6 +15,11 @@ impl Block {
         let around = around.flat_map(|a| [&mut a.before, &mut a.after, &mut a.post]).flatten();
         let heads = self.query_key.iter_mut().flat_map(|(q, k)| [q, k]);
         around.chain(heads).find(|n| n.spec().name == name)
+    }
+
+    /// The norms before attention and before the MLP.
+    pub fn norms_before_mut(&mut self) -> [Option<&mut Norm>; 2] {
+        [self.attention.before.as_mut(), self.mlp.before.as_mut()]
     }
 
     /// The values of a norm's or linear layer's tensor, in the order in which an unquantized checkpoint stores them; `None`
@@ -30,6 +36,13 @@ impl Block {
     pub fn shape_of(&self, tensor: &str) -> Option<Vec<usize>> {
         let hidden = self.spec.taps.first().map_or(0, |t| t.channels());
         self.spec.tensors(hidden).into_iter().find(|(name, _)| name == tensor).map(|(_, shape)| shape)
+    }
+}
+
+impl Head {
+    /// The norm after the last block, if there is one.
+    pub fn norm_mut(&mut self) -> Option<&mut Norm> {
+        self.norm.as_mut()
     }
 }
 

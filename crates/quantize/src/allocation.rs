@@ -16,7 +16,7 @@ use crate::recipe::{BITS, Calibration, Method, Recipe, Rounding};
 use crate::search::ShiftRule;
 use crate::store::Store;
 use crate::stream::{QuantizedSite, Surroundings, embed, quantize_block};
-use crate::transforms::transform_block;
+use crate::transforms::{Rotation, transform_block};
 use halfbyte_checkpoint::write_atomic;
 use halfbyte_model::{Architecture, Block, BlockSpec, Input, Site, Weight};
 use serde::{Deserialize, Serialize};
@@ -128,6 +128,7 @@ fn sensitivities(
     let place = place(a, recipe, &packs, job.out, job.activation_memory);
     let rotary = a.rotary(packs.longest());
     let around = Surroundings { rotary: &rotary, layouts: &packs.layouts, place: &place };
+    let rotation = Rotation::of(a, recipe)?;
     let mut hidden = embed(&model.stem()?, inputs, &packs, a.hidden, &place)?;
     for b in 0..a.blocks.len() {
         let mut stopped = || if progress.stopped() { Err(QuantizeError::Stopped(b)) } else { Ok(()) };
@@ -136,8 +137,13 @@ fn sensitivities(
         block.linears.iter_mut().flatten().for_each(|l| l.precision = recipe.products.precision());
         let leaving = forward(&block, &hidden, &rotary, &packs.layouts, &place)?;
         if b >= measured.blocks.len() {
-            transform_block(&mut block, &hidden, recipe, &around, &mut stopped)?;
-            measured.blocks.push(errors(&block, &hidden, &leaving, recipe, &around, &mut stopped)?);
+            let turned = |r: &Rotation| {
+                Ok::<_, QuantizeError>((r.turned(&hidden, &place)?, r.turned(&leaving, &place)?))
+            };
+            let turned = rotation.as_ref().map(turned).transpose()?;
+            let (entering, wanted) = turned.as_ref().map_or((&hidden, &leaving), |(e, l)| (e, l));
+            transform_block(&mut block, entering, recipe, &around, &mut stopped)?;
+            measured.blocks.push(errors(&block, entering, wanted, recipe, &around, &mut stopped)?);
             let text = serde_json::to_vec(&measured).map_err(|e| QuantizeError::Output(e.to_string()))?;
             write_atomic(&file, &text)?;
             progress.advance(1);

@@ -12,7 +12,7 @@ use crate::probe::{copy, forward, output_error, replace};
 use crate::recipe::Recipe;
 use crate::store::{Place, Store};
 use crate::stream::{Surroundings, embed, quantize_block};
-use crate::transforms::transform_block;
+use crate::transforms::{Rotation, transform_block};
 use halfbyte_checkpoint::write_atomic;
 use halfbyte_model::{Architecture, Input, Model, RotaryTables};
 use halfbyte_tensor::Precision;
@@ -361,17 +361,25 @@ impl<'a> Trials<'a> {
         let fits = activation_bytes(&self.job.model.architecture, recipe, rows) <= self.job.activation_memory;
         let place = if fits { Place::Memory } else { self.files.clone() };
         let around = Surroundings { rotary: &self.rotary, layouts: &self.seen.packs.layouts, place: &place };
+        let rotation = Rotation::of(&self.job.model.architecture, recipe)?;
         let mut blocks = Vec::with_capacity(self.blocks.len());
         for (i, &b) in self.blocks.iter().enumerate() {
             let mut block = self.job.model.block(b)?;
-            let hidden = copy(&self.seen.entering[i], &place)?;
+            let mut hidden = copy(&self.seen.entering[i], &place)?;
+            rotation.iter().try_for_each(|r| r.turn_states(&mut hidden))?;
             let mut stopped = || if progress.stopped() { Err(QuantizeError::Stopped(b)) } else { Ok(()) };
             transform_block(&mut block, &hidden, recipe, &around, &mut stopped)?;
             let mut through = block.clone();
             let done = quantize_block(block, hidden, recipe, &around, &mut |_| stopped())?;
             replace(&mut through, done);
             let Part { packs, entering, leaving } = &self.held_out;
-            blocks.push(output_error(&through, &entering[i], &leaving[i], &self.rotary, &packs.layouts)?);
+            let (entering, leaving) = (&entering[i], &leaving[i]);
+            let turned = |r: &Rotation| {
+                Ok::<_, QuantizeError>((r.turned(entering, &self.files)?, r.turned(leaving, &self.files)?))
+            };
+            let turned: Option<(Store, Store)> = rotation.as_ref().map(turned).transpose()?;
+            let (entering, leaving) = turned.as_ref().map_or((entering, leaving), |(e, l)| (e, l));
+            blocks.push(output_error(&through, entering, leaving, &self.rotary, &packs.layouts)?);
             progress.advance(1);
         }
         let error = blocks.iter().sum::<f64>() / blocks.len().max(1) as f64;

@@ -13,7 +13,7 @@ use crate::recipe::{Calibration, Recipe};
 use crate::report::{AttentionReport, LayerReport, Report};
 use crate::store::{Place, Store};
 use crate::stream::{Advance, QuantizedSite, Surroundings, embed, quantize_block, quantize_head};
-use crate::transforms::{Note, tensors_of, transform_block};
+use crate::transforms::{Note, Rotation, check_shapes, tensors_of, transform_block};
 use crate::{QuantizeError, quantize_embedding, weights_only};
 use halfbyte_checkpoint::{AttentionScheme, LayerScheme, StoredLayer, TensorSpec};
 use halfbyte_formats::kernel;
@@ -115,6 +115,7 @@ pub fn quantize(job: &Job, progress: &mut dyn Progress) -> Result<Outcome, Quant
         let _ = fs::remove_dir_all(&partial);
         return Ok(Outcome { report, was_finished: true });
     }
+    check_shapes(&job.model.architecture, job.recipe)?;
     let settled = match allocate(job, &id, &partial, progress)? {
         None => choice::settle(job, progress)?,
         allocated => allocated,
@@ -124,10 +125,11 @@ pub fn quantize(job: &Job, progress: &mut dyn Progress) -> Result<Outcome, Quant
         let report = weights_only::run(job, &id, &partial, progress)?;
         return Ok(Outcome { report, was_finished: false });
     }
+    let rotation = Rotation::of(&job.model.architecture, job.recipe)?;
     let packs = Packs::new(&job.model.architecture, job.inputs)?;
     let journal = Journal::open(partial, &id)?;
     let place = place(&job.model.architecture, job.recipe, &packs, job.out, job.activation_memory);
-    Run { job, journal, place, packs }.run(&id, progress)
+    Run { job, journal, place, packs, rotation }.run(&id, progress)
 }
 
 /// Where the working folder of an output folder is: beside it, so that the last step is a rename.
@@ -248,6 +250,7 @@ struct Run<'a> {
     journal: Journal,
     place: Place,
     packs: Packs,
+    rotation: Option<Rotation>,
 }
 
 impl Run<'_> {
@@ -300,9 +303,16 @@ impl Run<'_> {
             }
             let sites = match architecture.head.layers.iter().all(|l| self.job.recipe.keeps(&l.site)) {
                 true => Vec::new(),
-                false => quantize_head(self.job.model.head()?, hidden, self.job.recipe, &around)?,
+                false => {
+                    let mut head = self.job.model.head()?;
+                    self.rotation.iter().for_each(|r| r.fold_head(&mut head));
+                    quantize_head(head, hidden, self.job.recipe, &around)?
+                }
             };
-            self.write(blocks + 1, Part { sites, ..Part::default() })?;
+            let table = architecture.embedding().weight();
+            let kept = self.turned(&sites, |tensor| tensor != table)?;
+            let transforms = self.rotation.iter().map(|r| r.note_outside(architecture)).collect();
+            self.write(blocks + 1, Part { sites, kept, transforms, ..Part::default() })?;
             progress.advance(behind);
         }
         let report = timed(Phase::Write, || self.assemble(id))?;
@@ -316,7 +326,8 @@ impl Run<'_> {
         let (name, mut stem) = (&site.name, model.stem()?);
         let mut sites = Vec::new();
         if recipe.embedding_bits < 16 && !recipe.keeps(site) {
-            let values = stem.weight().to_f32();
+            let mut values = stem.weight().to_f32();
+            self.rotation.iter().for_each(|r| r.turn_table(&mut values.data));
             let codes = quantize_embedding(name, &values, recipe)?;
             let mut difference = codes.dequantize();
             difference.iter_mut().zip(&values.data).for_each(|(d, v)| *d -= v);
@@ -335,10 +346,26 @@ impl Run<'_> {
                 stem.replace_weight(Weight::Quantized(codes));
             }
         }
-        let hidden = embed(&stem, self.job.inputs, &self.packs, model.architecture.hidden, &self.place)?;
-        self.write(0, Part { sites, ..Part::default() })?;
+        let mut hidden = embed(&stem, self.job.inputs, &self.packs, model.architecture.hidden, &self.place)?;
+        if let (Some(rotation), Weight::Stored(..)) = (&self.rotation, stem.weight()) {
+            rotation.turn_states(&mut hidden)?;
+        }
+        let kept = self.turned(&sites, |tensor| tensor == site.weight())?;
+        self.write(0, Part { sites, kept, ..Part::default() })?;
         self.journal.write_state(1, &hidden)?;
         Ok(hidden)
+    }
+
+    /// The tensors outside the blocks that a rotation changed, of those that are `wanted`, but for `sites` with codes.
+    fn turned(
+        &self,
+        sites: &[QuantizedSite],
+        wanted: impl Fn(&str) -> bool,
+    ) -> Result<Vec<(TensorSpec, Vec<u8>)>, QuantizeError> {
+        let Some(rotation) = &self.rotation else { return Ok(Vec::new()) };
+        let coded = sites.iter().filter(|s| s.stored.weight.is_some());
+        let coded: BTreeSet<String> = coded.map(|s| format!("{}.weight", s.name)).collect();
+        rotation.stored(self.job.model, |tensor| wanted(tensor) && !coded.contains(tensor))
     }
 
     /// The tensors that transforms changed and that are not quantized.

@@ -7,8 +7,8 @@ use crate::methods::learned::LearnedBlock;
 use crate::report::{AttentionReport, LayerReport, ModelReport, Report};
 use crate::transforms::Note;
 use halfbyte_checkpoint::{
-    AttentionScheme, COMPANIONS, CheckpointWriter, LayerScheme, Manifest, SHARD_BYTES, TensorSpec,
-    copy_atomic, write_atomic,
+    AttentionScheme, COMPANIONS, Checkpoint, CheckpointWriter, LayerScheme, Manifest, SHARD_BYTES,
+    TensorSpec, copy_atomic, write_atomic,
 };
 use halfbyte_model::architectures::describe;
 use halfbyte_model::{Model, Site};
@@ -57,9 +57,12 @@ impl<'a> Output<'a> {
             .filter(|n| !coded(n) && !new.contains(*n) && tied.is_none_or(|head| *n != head.weight()))
             .map(|n| (n.to_string(), n.to_string()))
             .collect();
-        let untied = tied.filter(|head| coded(&embedding) || schemes.contains_key(&head.name));
+        let untied = tied.filter(|head| {
+            coded(&embedding) || schemes.contains_key(&head.name) || new.contains(&head.weight())
+        });
         if let Some(head) = untied {
-            copies.extend(untied_tensors(job.model, head)?.into_iter().filter(|(name, _)| !coded(name)));
+            let copied = |name: &str| !coded(name) && !new.contains(name);
+            copies.extend(untied_tensors(job.model, head)?.into_iter().filter(|(name, _)| copied(name)));
         }
         let untied = untied.is_some();
         for (name, from) in &copies {
@@ -70,12 +73,7 @@ impl<'a> Output<'a> {
         let recipe = serde_json::to_value(job.recipe).map_err(|e| QuantizeError::Output(e.to_string()))?;
         let manifest = Manifest::new(recipe, schemes).with_attention(attention);
 
-        let output = working.join("output");
-        if output.exists() {
-            fs::remove_dir_all(&output)
-                .map_err(|e| QuantizeError::Output(format!("cannot clear {}: {e}", output.display())))?;
-        }
-        make_dir(&output)?;
+        let output = begin_folder(working)?;
         let mut metadata = BTreeMap::from([
             ("format".to_string(), "halfbyte".to_string()),
             ("halfbyte.layers".to_string(), json(&manifest.layers)?),
@@ -134,27 +132,14 @@ impl<'a> Output<'a> {
             }
         }
         write_atomic(&output.join("config.json"), json(&config)?.as_bytes())?;
-        for name in COMPANIONS {
-            let from = source.dir().join(name);
-            if from.is_file() {
-                copy_atomic(&from, &output.join(name))?;
-            }
-        }
+        copy_companions(source, &output)?;
         let written = report.to_json().map_err(|e| QuantizeError::Output(e.to_string()))?;
         write_atomic(&output.join("report.json"), written.as_bytes())?;
         for (name, contents) in self.job.pages.map(|pages| pages(&report)).unwrap_or_default() {
             write_atomic(&output.join(name), contents.as_bytes())?;
         }
         write_atomic(&output.join("run.json"), json(id)?.as_bytes())?;
-
-        fs::rename(&output, self.job.out).map_err(|e| {
-            QuantizeError::Output(format!(
-                "cannot rename {} to {}: {e}",
-                output.display(),
-                self.job.out.display()
-            ))
-        })?;
-        let _ = fs::remove_dir_all(&self.working);
+        finish_folder(&self.working, self.job.out)?;
         Ok(report)
     }
 }
@@ -174,6 +159,51 @@ pub(crate) fn untied_tensors(model: &Model, head: &Site) -> Result<Vec<(String, 
     Ok(copies)
 }
 
-fn json(value: &impl serde::Serialize) -> Result<String, QuantizeError> {
+/// The folder inside the working folder in which an output takes shape, empty.
+///
+/// # Errors
+/// When one that is there cannot be cleared, or a new one not be made.
+pub(crate) fn begin_folder(working: &Path) -> Result<PathBuf, QuantizeError> {
+    let output = working.join("output");
+    if output.exists() {
+        fs::remove_dir_all(&output)
+            .map_err(|e| QuantizeError::Output(format!("cannot clear {}: {e}", output.display())))?;
+    }
+    make_dir(&output)?;
+    Ok(output)
+}
+
+/// Copies the files beside a model's weights, the tokenizer's and the like.
+///
+/// # Errors
+/// When one cannot be copied.
+pub(crate) fn copy_companions(source: &Checkpoint, output: &Path) -> Result<(), QuantizeError> {
+    for name in COMPANIONS {
+        let from = source.dir().join(name);
+        if from.is_file() {
+            copy_atomic(&from, &output.join(name))?;
+        }
+    }
+    Ok(())
+}
+
+/// Gives the folder of [`begin_folder`] its final name, and removes the working folder.
+///
+/// # Errors
+/// When it cannot be renamed.
+pub(crate) fn finish_folder(working: &Path, out: &Path) -> Result<(), QuantizeError> {
+    let output = working.join("output");
+    fs::rename(&output, out).map_err(|e| {
+        QuantizeError::Output(format!("cannot rename {} to {}: {e}", output.display(), out.display()))
+    })?;
+    let _ = fs::remove_dir_all(working);
+    Ok(())
+}
+
+/// A value as indented JSON.
+///
+/// # Errors
+/// When it has no such form.
+pub(crate) fn json(value: &impl serde::Serialize) -> Result<String, QuantizeError> {
     serde_json::to_string_pretty(value).map_err(|e| QuantizeError::Output(e.to_string()))
 }

@@ -14,7 +14,7 @@ use crate::methods::{COMPARED_ROWS, PIECE_BYTES, low_rank};
 use crate::output::untied_tensors;
 use crate::recipe::{Calibration, First, Method, Recipe, Rounding, Search};
 use crate::search::{HISTOGRAM_BYTES, ShiftRule, steps_per_channel};
-use crate::transforms::{self, SAMPLE};
+use crate::transforms::{self, Rotation, SAMPLE};
 use halfbyte_checkpoint::{AttentionScheme, CheckpointError, LayerScheme};
 use halfbyte_formats::{Element, Scheme, kernel, pack};
 use halfbyte_model::{Architecture, BlockSpec, Input, Model, Site, StemSpec, Tap};
@@ -284,11 +284,12 @@ pub fn plan(model: &Model, recipe: &Recipe, options: PlanOptions) -> Result<Plan
         (bits, coded_bytes) = (bits.min(most), coded_bytes.min(most.div_ceil(8)));
     }
     coded_bytes += operand_bytes;
-    let shape = Shape { model, recipe, options };
+    let rotated = Rotation::of(a, recipe)?.is_some();
+    let shape = Shape { model, recipe, options, rotated };
     let states = 2 * shape.state_bytes();
     let spilled = if shape.spills() { shape.activation_bytes() } else { 0 };
     Ok(Plan {
-        output_bytes: coded_bytes + copied_bytes(model, &sites, embedding.is_some())?,
+        output_bytes: coded_bytes + copied_bytes(model, &sites, embedding.is_some(), rotated)?,
         working_bytes: if recipe.needs_calibration() { coded_bytes + states + spilled } else { 0 },
         bits_per_weight: bits as f64 / elements.max(1) as f64,
         memory: shape.memory(embedding.is_some())?,
@@ -323,7 +324,12 @@ fn check_shapes(model: &Model, recipe: &Recipe) -> Result<(), QuantizeError> {
 }
 
 /// Bytes of the tensors that the output takes over as they are; the choice is that of the job's last step.
-fn copied_bytes(model: &Model, sites: &[PlannedSite], embedding_coded: bool) -> Result<u64, QuantizeError> {
+fn copied_bytes(
+    model: &Model,
+    sites: &[PlannedSite],
+    embedding_coded: bool,
+    rotated: bool,
+) -> Result<u64, QuantizeError> {
     let (a, source) = (&model.architecture, &model.checkpoint);
     let bytes = |tensor: &str| Ok::<u64, CheckpointError>(source.find(tensor)?.bytes);
     let coded: std::collections::HashSet<&str> =
@@ -337,7 +343,8 @@ fn copied_bytes(model: &Model, sites: &[PlannedSite], embedding_coded: bool) -> 
     for tensor in source.names().filter(|n| !is_coded(n) && tied.is_none_or(|head| *n != head.weight())) {
         total += bytes(tensor)?;
     }
-    if let Some(head) = tied.filter(|head| embedding_coded || sites.iter().any(|s| s.name == head.name)) {
+    let apart = |head: &&Site| rotated || embedding_coded || sites.iter().any(|s| s.name == head.name);
+    if let Some(head) = tied.filter(apart) {
         for (_, from) in untied_tensors(model, head)?.iter().filter(|(name, _)| !is_coded(name)) {
             total += bytes(from)?;
         }
@@ -350,6 +357,8 @@ struct Shape<'a> {
     model: &'a Model,
     recipe: &'a Recipe,
     options: PlanOptions,
+    /// Whether the residual stream is rotated first.
+    rotated: bool,
 }
 
 impl Shape<'_> {
@@ -443,7 +452,11 @@ impl Shape<'_> {
         }
         for layer in a.head.layers.iter().filter(|l| !self.recipe.keeps(&l.site)) {
             let site = &layer.site;
-            let mut terms = vec![("process", self.process()), ("stored weights", self.stored_weight(site)?)];
+            let stored = match self.rotated {
+                true => 4 * (site.outputs * site.inputs) as u64,
+                false => self.stored_weight(site)?,
+            };
+            let mut terms = vec![("process", self.process()), ("stored weights", stored)];
             terms.push(("activations", self.in_memory(a.hidden as u64)));
             self.search_terms(std::slice::from_ref(site), &mut terms);
             moments.push(Memory { moment: format!("behind the last block, {}", site.kind()), terms });
@@ -502,6 +515,7 @@ impl Shape<'_> {
             terms.push(("codes", elements * u64::from(self.recipe.embedding_bits) / 8));
         } else {
             terms.push(("activations", if self.spills() { 0 } else { self.state_bytes() }));
+            terms.push(("rotated table", if self.rotated { stored } else { 0 }));
         }
         Ok(Memory { moment: "embedding".into(), terms })
     }
@@ -699,7 +713,7 @@ impl Shape<'_> {
         for tap in a.blocks.iter().flat_map(|b| &b.taps) {
             let forward = tap.sites.iter().map(|s| s.outputs * s.inputs).sum::<usize>() as f64;
             work.multiply_adds += forward * self.tokens() as f64;
-            for transform in &self.recipe.transforms {
+            for transform in self.recipe.transforms.iter().filter(|t| t.looks_at_inputs()) {
                 let tried = transform.trials() as f64;
                 work.multiply_adds += forward * (self.tokens() as f64 + tried * SAMPLE as f64);
                 work.roundings += forward * tried;

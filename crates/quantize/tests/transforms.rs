@@ -5,13 +5,17 @@ mod util;
 
 use halfbyte_model::Model;
 use halfbyte_quantize::transforms::{StoredAs, TransformJob, TransformReport, transform_checkpoint};
-use halfbyte_quantize::{Recipe, Transform};
+use halfbyte_quantize::{Job, QuantizeError, Recipe, Transform, quantize};
 use std::path::{Path, PathBuf};
-use util::{Silent, asset, families, family, inputs, logits, tried};
+use util::{Patience, Silent, asset, contents, families, family, inputs, job, logits, tried};
+
+fn recipe_with(recipe: &str, with: &[&str]) -> Recipe {
+    let transforms: Vec<Transform> = with.iter().map(|t| t.parse().unwrap()).collect();
+    Recipe { transforms, ..Recipe::named(recipe).unwrap() }
+}
 
 fn transform(model: &Model, with: &[&str], recipe: &str, out: &Path) -> TransformReport {
-    let transforms: Vec<Transform> = with.iter().map(|t| t.parse().unwrap()).collect();
-    let recipe = Recipe { transforms, ..Recipe::named(recipe).unwrap() };
+    let recipe = recipe_with(recipe, with);
     let calibration = inputs(&model.architecture, 6, 0);
     let job = TransformJob {
         model,
@@ -34,9 +38,8 @@ fn difference(a: &Model, b: &Model) -> f32 {
 
 /// The model quantized by a recipe with transforms, and its squared error relative to the outputs.
 fn quantized_error(model: &Model, recipe: &str, with: &[&str]) -> f64 {
-    let transforms = with.iter().map(|t| t.parse().unwrap()).collect();
     let keep = vec!["lm_head".into(), "embedding".into()];
-    let recipe = Recipe { transforms, keep, embedding_bits: 16, ..Recipe::named(recipe).unwrap() };
+    let recipe = Recipe { keep, embedding_bits: 16, ..recipe_with(recipe, with) };
     let (report, error) = tried(model, &recipe);
     assert_eq!(report.transforms.is_empty(), with.is_empty());
     error
@@ -92,6 +95,138 @@ fn powers_of_two_change_no_bit() {
         assert_eq!((difference, report.dtype), (0.0, None), "{name}");
         let factors: Vec<[f32; 2]> = report.notes.iter().filter_map(|n| n.factors).collect();
         assert!(!factors.is_empty() && factors.iter().flatten().all(|f| f.log2().fract() == 0.0), "{name}");
+    }
+}
+
+/// Whether the residual stream of a family can be rotated.
+fn rotates(name: &str) -> bool {
+    ["llama", "mistral", "phi3", "qwen", "stories"].iter().any(|family| name.starts_with(family))
+}
+
+#[test]
+fn rotations_change_no_network() {
+    let mut worst = 0.0f32;
+    for dir in models() {
+        let name = dir.file_name().unwrap().to_string_lossy().into_owned();
+        let mut lists = vec![vec!["hadamard-heads"]];
+        if rotates(&name) {
+            lists.push(vec!["rotate"]);
+            lists.push(vec!["rotate:block=4", "hadamard-heads:block=4", "smooth-quant:taps=all"]);
+        }
+        for with in lists {
+            let (difference, report) = transformed(&dir, &with, "minmax-int-w8a8");
+            assert!(difference > 0.0 && difference < 1e-4, "{name}: {with:?}: {difference:e}");
+            worst = worst.max(difference);
+            assert_eq!(report.dtype.as_deref(), Some("float32"));
+        }
+    }
+    println!("largest relative difference of outputs: {worst:e}");
+}
+
+#[test]
+fn where_a_rotation_does_not_pass_is_said() {
+    let refused = |name: &str, with: &[&str]| {
+        let (model, scratch) = (Model::open(&family(name)).unwrap(), tempfile::tempdir().unwrap());
+        let (recipe, calibration) = (recipe_with("minmax-int-w8a8", with), inputs(&model.architecture, 2, 0));
+        let out = scratch.path().join("out");
+        let job = TransformJob {
+            model: &model,
+            recipe: &recipe,
+            inputs: &calibration,
+            out: &out,
+            activation_memory: 1 << 30,
+            stored_as: StoredAs::Auto,
+        };
+        let error = transform_checkpoint(&job, &mut Silent).err().unwrap().to_string();
+        let options = halfbyte_quantize::PlanOptions::of(&model.architecture, &calibration, 1 << 30);
+        assert_eq!(halfbyte_quantize::plan(&model, &recipe, options).err().unwrap().to_string(), error);
+        assert!(quantize(&self::job(&model, &recipe, &calibration, &out), &mut Silent).is_err());
+        assert!(std::fs::read_dir(scratch.path()).unwrap().next().is_none(), "something was written");
+        error
+    };
+    for dir in families() {
+        let name = dir.file_name().unwrap().to_string_lossy().into_owned();
+        if !rotates(&name) {
+            let error = refused(&name, &["rotate"]);
+            assert!(error.contains("transforms = rotate: the ") && error.contains(" model has "), "{error}");
+        }
+    }
+    assert!(refused("opt", &["rotate"]).contains("opt model has learned positions"));
+    assert!(refused("gpt_neox", &["rotate"]).contains("LayerNorm (gpt_neox.layers.0.input_layernorm)"));
+    assert!(refused("gemma2", &["rotate"]).contains("post_attention_layernorm"));
+    assert!(refused("llama", &["pow2", "rotate"]).contains("before all others"));
+    assert!(refused("llama", &["rotate:block=7"]).contains("blocks of 7 do not divide"));
+    assert!(refused("llama", &["hadamard-heads:block=7"]).contains("blocks of 7 do not divide"));
+}
+
+/// Tied or not, in codes or kept: what is stored is the rotated network.
+#[test]
+fn a_rotated_network_is_quantized_as_well() {
+    let rotating = families().into_iter().chain(asset("models/stories260K"));
+    for dir in rotating.filter(|d| rotates(&d.file_name().unwrap().to_string_lossy())) {
+        let model = Model::open(&dir).unwrap();
+        let recipe = Recipe { embedding_bits: 8, ..recipe_with("fpq-w8a8", &["rotate", "hadamard-heads"]) };
+        let keep = |layers: &[&str]| layers.iter().map(|l| l.to_string()).collect::<Vec<_>>();
+        for keep in [keep(&[]), keep(&["lm_head"]), keep(&["embedding"]), keep(&["lm_head", "embedding"])] {
+            let recipe = Recipe { keep: keep.clone(), ..recipe.clone() };
+            let (report, error) = tried(&model, &recipe);
+            let options = halfbyte_quantize::PlanOptions::inputs(12, 64, 1 << 30);
+            let planned = halfbyte_quantize::plan(&model, &recipe, options).unwrap().output_bytes;
+            // What transforms change in blocks and is left alone is written in f32: norms, and biases if there are any.
+            let norms = 2 * 2 * model.architecture.blocks.len() * model.architecture.hidden;
+            let more = report.output_bytes - planned;
+            let name = dir.file_name().unwrap().to_string_lossy();
+            assert!(
+                [0, norms as u64].contains(&more) || name.contains("bias") || name.contains("qwen2"),
+                "{name}: {more}"
+            );
+            assert!(error > 0.0 && error < 0.01, "{}: {keep:?}: {error}", dir.display());
+        }
+    }
+}
+
+/// Whatever the threads, the place of activations and the user's patience.
+#[test]
+fn interruptions_change_no_byte() {
+    let model = Model::open(&family("llama_tied_bf16")).unwrap();
+    let calibration = inputs(&model.architecture, 8, 0);
+    let lists: [&[&str]; 2] = [&["os-plus:steps=4:taps=all", "pow2"], &["rotate", "hadamard-heads", "awq"]];
+    for with in lists {
+        let recipe = Recipe { embedding_bits: 16, ..recipe_with("minmax-int-w4a4", with) };
+        for transforms_alone in [true, false] {
+            let scratch = tempfile::tempdir().unwrap();
+            let run = |name: &str, threads: usize, activation_memory: u64, mut patience: usize| {
+                let out = scratch.path().join(name);
+                let (model, recipe, inputs, out) = (&model, &recipe, &calibration[..], &out);
+                let once = |patience: usize| match transforms_alone {
+                    true => {
+                        let stored_as = StoredAs::Auto;
+                        let job = TransformJob { model, recipe, inputs, out, activation_memory, stored_as };
+                        transform_checkpoint(&job, &mut Patience(patience)).err()
+                    }
+                    false => {
+                        let job = Job { model, recipe, inputs, out, activation_memory, pages: None };
+                        quantize(&job, &mut Patience(patience)).err()
+                    }
+                };
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                let mut stops = 0;
+                // An impatient user gives a little more time with every try.
+                pool.install(|| {
+                    while let Some(error) = once(patience) {
+                        assert!(matches!(error, QuantizeError::Stopped(_)), "{error}");
+                        (patience, stops) = (patience + 1, stops + 1);
+                    }
+                });
+                assert_eq!(stops > 0, patience < 1000);
+                contents(out)
+            };
+            let wanted = run("one", 1, 1 << 30, usize::MAX);
+            assert!(wanted.contains_key("model.safetensors") && wanted.contains_key("config.json"));
+            assert!(run("two", 2, 1 << 30, usize::MAX) == wanted, "{with:?}: two threads");
+            assert!(run("files", 2, 0, usize::MAX) == wanted, "{with:?}: activations in files");
+            assert!(run("stops", 2, 1 << 30, 1) == wanted, "{with:?}: interruptions");
+        }
     }
 }
 

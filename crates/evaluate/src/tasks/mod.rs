@@ -105,11 +105,6 @@ impl Task {
         Ok(Self { name: name.into(), kind: definition.kind, path, questions, unit: rows.unit() })
     }
 
-    /// Names of the tasks that are known.
-    pub fn known() -> impl Iterator<Item = &'static str> {
-        DEFINITIONS.iter().map(|d| d.name)
-    }
-
     /// What is asked of the model.
     pub fn kind(&self) -> Kind {
         self.kind

@@ -1,6 +1,6 @@
 //! `halfbyte transform`: an equal full-precision checkpoint that is easier to quantize.
 
-use super::calibration;
+use super::calibration::{self, Samples};
 use super::plan::{open_original, source_line};
 use super::quantize::Lock;
 use crate::cli::TransformArgs;
@@ -10,7 +10,7 @@ use crate::progress::Bar;
 use crate::system;
 use halfbyte_model::Task;
 use halfbyte_quantize::transforms::{Note, StoredAs, TransformJob, TransformReport, transform_checkpoint};
-use halfbyte_quantize::{Recipe, load_recipe};
+use halfbyte_quantize::{Recipe, Transform, load_recipe};
 use serde_json::json;
 use std::fmt::Write;
 use std::time::Instant;
@@ -32,7 +32,10 @@ pub(crate) fn run(args: &TransformArgs) -> anyhow::Result<()> {
         recipe.coverage = 0.0;
     }
     recipe.check()?;
-    let samples = calibration::read(&model, &recipe, &args.calibration)?;
+    let samples = match recipe.transforms.iter().any(Transform::looks_at_inputs) {
+        true => calibration::read(&model, &recipe, &args.calibration)?,
+        false => Samples { words: "none, rotations look at no inputs".into(), ..Samples::default() },
+    };
     if !args.output.json {
         let mut text = source_line(&model);
         writeln!(text, "to ease        {}", recipe.name)?;

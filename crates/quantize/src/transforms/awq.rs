@@ -3,7 +3,6 @@
 //! `s` scaled so that the largest and the smallest have the product 1.
 
 use super::fold::Change;
-use super::smooth_quant::best;
 use super::trial::Trial;
 use crate::QuantizeError;
 
@@ -12,7 +11,7 @@ const STEPS: usize = 20;
 
 pub(super) fn choose(trial: &Trial) -> Result<Change, QuantizeError> {
     let mean = trial.joint.gather(&trial.survey.mean_abs);
-    best(trial, (1..STEPS).map(|i| Change::scale(factors(&mean, i as f32 / STEPS as f32))))
+    trial.best((1..STEPS).map(|i| Change::scale(factors(&mean, i as f32 / STEPS as f32))))
 }
 
 fn factors(mean: &[f32], beta: f32) -> Vec<f32> {

@@ -179,18 +179,35 @@ impl Joint {
     }
 }
 
+/// Where the values are made.
+pub(crate) struct Values {
+    /// The tap and the place there of the linear layer that makes them.
+    pub(crate) tap: usize,
+    pub(crate) site: usize,
+    /// Its rows, head after head.
+    pub(crate) rows: Vec<usize>,
+}
+
+impl Values {
+    pub(crate) fn of(spec: &BlockSpec) -> Self {
+        let shape = &spec.attention;
+        let (dim, heads, kv_heads) = (shape.head_dim, shape.heads, shape.kv_heads);
+        let (site, rows): (usize, Vec<usize>) = match spec.projections {
+            Projections::Separate => (2, (0..kv_heads * dim).collect()),
+            Projections::Stacked => (0, ((heads + kv_heads) * dim..(heads + 2 * kv_heads) * dim).collect()),
+            Projections::PerHead => {
+                (0, (0..kv_heads * dim).map(|c| (3 * (c / dim) + 2) * dim + c % dim).collect())
+            }
+        };
+        Self { tap: position(spec, TapKind::AttentionInput).unwrap_or(0), site, rows }
+    }
+}
+
 /// The value projection: attention mixes its rows by weights that sum to one, so that factors and shifts pass.
 fn values(spec: &BlockSpec, unbiased: Option<String>) -> Joint {
     let shape = &spec.attention;
     let (dim, heads, kv_heads) = (shape.head_dim, shape.heads, shape.kv_heads);
-    let (site, rows): (usize, Vec<usize>) = match spec.projections {
-        Projections::Separate => (2, (0..kv_heads * dim).collect()),
-        Projections::Stacked => (0, ((heads + kv_heads) * dim..(heads + 2 * kv_heads) * dim).collect()),
-        Projections::PerHead => {
-            (0, (0..kv_heads * dim).map(|c| (3 * (c / dim) + 2) * dim + c % dim).collect())
-        }
-    };
-    let tap = position(spec, TapKind::AttentionInput).unwrap_or(0);
+    let Values { tap, site, rows } = Values::of(spec);
     let maker = &spec.taps[tap].sites[site];
     let no_shift = maker.bias.is_none().then(|| format!("{} has no bias", last(&maker.name))).or(unbiased);
     let shared = heads / kv_heads.max(1);

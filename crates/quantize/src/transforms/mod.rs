@@ -1,5 +1,5 @@
-//! Transforms: exact rewrites of the full-precision network that make it easier to quantize. Each moves factors of channels
-//! from the inputs of linear layers into what makes them, where that is possible.
+//! Transforms: exact rewrites of the full-precision network that make it easier to quantize. Most move factors of channels
+//! from the inputs of linear layers into what makes them, where that is possible; rotations mix channels.
 //!
 //! A run goes block by block: the taps of a block are surveyed on the calibration inputs, each transform chooses its factors
 //! tap by tap, and they are folded into the block's weights. What comes after (the next transform, the next block, a method)
@@ -8,9 +8,12 @@
 mod assumed;
 mod awq;
 mod fold;
+mod heads;
+mod orthogonal;
 mod os_plus;
 mod pow2;
 mod rewrite;
+mod rotate;
 mod smooth_quant;
 mod survey;
 mod text;
@@ -27,6 +30,7 @@ use crate::store::Store;
 use crate::stream::Surroundings;
 use fold::{Change, Joint};
 use halfbyte_model::{Architecture, Block, BlockSpec, Producer, Tap, TapKind};
+pub(crate) use rotate::Rotation;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 pub(crate) use survey::SAMPLE;
@@ -61,6 +65,16 @@ pub enum TransformKind {
     Awq,
     /// Power-of-two scales.
     Pow2,
+    /// A rotation of the residual stream.
+    Rotate {
+        /// Channels that are mixed with each other; `None` for all.
+        block: Option<usize>,
+    },
+    /// A rotation of the values in every head.
+    HadamardHeads {
+        /// Channels that are mixed with each other; `None` for a whole head.
+        block: Option<usize>,
+    },
 }
 
 /// Where factors are folded.
@@ -112,6 +126,12 @@ pub(crate) fn transform_block(
 ) -> Result<Transformed, QuantizeError> {
     let mut done = Transformed { notes: Vec::new(), changed: BTreeSet::new() };
     for transform in &recipe.transforms {
+        if let Some((note, changed)) = transform.rotate(block, recipe)? {
+            done.notes.push(note);
+            done.changed.extend(changed);
+            between()?;
+            continue;
+        }
         let surveys = survey(block, hidden, around)?;
         let assumed = transform.assumed(&Assumed::of(recipe));
         for (tap, survey) in surveys.iter().enumerate() {
@@ -148,11 +168,20 @@ pub(crate) fn transform_block(
     Ok(done)
 }
 
-/// Checks from shapes alone that the layers fit the quantization that a recipe's transforms assume.
+/// Checks from shapes alone that the layers fit the quantization that a recipe's transforms assume, and that what they rotate
+/// can be rotated.
 ///
 /// # Errors
-/// [`QuantizeError::Format`], naming the layer.
+/// [`QuantizeError::Format`], naming the layer; [`QuantizeError::Recipe`], naming the rotation.
 pub(crate) fn check_shapes(architecture: &Architecture, recipe: &Recipe) -> Result<(), QuantizeError> {
+    Rotation::of(architecture, recipe)?;
+    for transform in &recipe.transforms {
+        if let (TransformKind::HadamardHeads { .. }, Some(spec)) =
+            (transform.kind, architecture.blocks.first())
+        {
+            heads::matrix(transform, spec, recipe)?;
+        }
+    }
     for (transform, spec) in
         recipe.transforms.iter().flat_map(|t| architecture.blocks.iter().map(move |b| (t, b)))
     {
@@ -165,6 +194,19 @@ pub(crate) fn check_shapes(architecture: &Architecture, recipe: &Recipe) -> Resu
 }
 
 impl Note {
+    /// What is said of layers that a rotation changed.
+    fn turned(transform: &Transform, layers: Vec<String>, into: String) -> Self {
+        Self {
+            transform: transform.to_string(),
+            layers,
+            into: Some(into),
+            factors: None,
+            shifted: false,
+            error: None,
+            skipped: None,
+        }
+    }
+
     fn describe(&mut self, transform: &Transform, joint: &Joint, change: &Change) {
         let low = change.factors.iter().copied().fold(f32::INFINITY, f32::min);
         let high = change.factors.iter().copied().fold(0.0f32, f32::max);
@@ -182,12 +224,39 @@ impl Note {
 }
 
 impl Transform {
+    /// Does a rotation's part in one block; `None` for other transforms.
+    fn rotate(
+        &self,
+        block: &mut Block,
+        recipe: &Recipe,
+    ) -> Result<Option<(Note, BTreeSet<String>)>, QuantizeError> {
+        Ok(match self.kind {
+            TransformKind::Rotate { .. } => {
+                let hidden = block.spec.taps.first().map_or(0, Tap::channels);
+                let rotation = Rotation::new(*self, hidden, recipe.seed)?;
+                let changed = rotation.fold(block);
+                Some((rotation.note(block), changed))
+            }
+            TransformKind::HadamardHeads { .. } => Some(heads::fold(self, block, recipe)?),
+            _ => None,
+        })
+    }
+
+    /// Whether it depends on calibration inputs and on what is quantized, as rotations do not.
+    pub fn looks_at_inputs(&self) -> bool {
+        !matches!(self.kind, TransformKind::Rotate { .. } | TransformKind::HadamardHeads { .. })
+    }
+
+    fn refused(&self, why: &str) -> QuantizeError {
+        QuantizeError::Recipe { field: "transforms".into(), message: format!("= {self}: {why}") }
+    }
+
     /// Whether it looks at the activations at this tap at all: not where nothing reads them that is to be quantized.
     fn wants(&self, spec: &BlockSpec, tap: usize, recipe: &Recipe) -> bool {
         let Tap { kind, sites } = &spec.taps[tap];
         let at_norm = matches!(spec.producer(tap), Producer::Norm(_) | Producer::Residual(_));
         let quantized = sites.iter().any(|s| !recipe.keeps(s));
-        *kind != TapKind::Head && quantized && (self.taps == Taps::All || at_norm)
+        self.looks_at_inputs() && *kind != TapKind::Head && quantized && (self.taps == Taps::All || at_norm)
     }
 
     /// What errors are measured for it.
@@ -211,6 +280,10 @@ impl Transform {
             TransformKind::OsPlus { steps, shift } => os_plus::choose(trial, steps, shift),
             TransformKind::Awq => awq::choose(trial),
             TransformKind::Pow2 => pow2::choose(trial),
+            // They have no factors.
+            TransformKind::Rotate { .. } | TransformKind::HadamardHeads { .. } => {
+                Ok(Change::none(trial.joint.channels))
+            }
         }
     }
 
@@ -221,6 +294,7 @@ impl Transform {
             TransformKind::SmoothQuant { alpha: None } | TransformKind::Awq => 22,
             TransformKind::OsPlus { steps, .. } => steps + 3,
             TransformKind::Pow2 => 14,
+            TransformKind::Rotate { .. } | TransformKind::HadamardHeads { .. } => 0,
         }
     }
 
@@ -234,12 +308,11 @@ impl Transform {
     /// # Errors
     /// [`QuantizeError::Recipe`] if not.
     pub fn check(&self, assumed: &Assumed) -> Result<(), QuantizeError> {
-        let searched = !matches!(self.kind, TransformKind::SmoothQuant { alpha: Some(_) });
+        let given = matches!(self.kind, TransformKind::SmoothQuant { alpha: Some(_) });
+        let searched = self.looks_at_inputs() && !given;
         let assumed = self.assumed(assumed);
         if searched && assumed.weight.is_none() && assumed.input.is_none() {
-            let message =
-                format!("= {self} has nothing to do where the recipe quantizes nothing that it could ease");
-            return Err(QuantizeError::Recipe { field: "transforms".into(), message });
+            return Err(self.refused("the recipe quantizes nothing that it could ease"));
         }
         Ok(())
     }

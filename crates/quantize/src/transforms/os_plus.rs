@@ -16,21 +16,13 @@ pub(super) fn choose(trial: &Trial, steps: usize, shift: bool) -> Result<Change,
         true => max.iter().zip(&min).map(|(max, min)| (max + min) / 2.0).collect(),
         false => Vec::new(),
     };
-    let none = Change::none(joint.channels);
-    let mut best = (trial.error(&none)?, none);
     let reach = reach(&max, &min, &shifts);
     let largest = reach.iter().copied().fold(0.0f32, f32::max);
-    if largest > 0.0 {
-        for i in 0..steps {
-            let threshold = largest * (steps - i) as f32 / steps as f32;
-            let candidate = Change { factors: factors(&reach, threshold), shifts: shifts.clone() };
-            let error = trial.error(&candidate)?;
-            if error < best.0 {
-                best = (error, candidate);
-            }
-        }
-    }
-    Ok(best.1)
+    let steps = if largest > 0.0 { steps } else { 0 };
+    trial.best((0..steps).map(|i| {
+        let threshold = largest * (steps - i) as f32 / steps as f32;
+        Change { factors: factors(&reach, threshold), shifts: shifts.clone() }
+    }))
 }
 
 /// Largest magnitude of every channel once it is shifted.

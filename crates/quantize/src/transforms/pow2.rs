@@ -7,7 +7,7 @@
 
 use super::assumed::block_quantizer;
 use super::fold::Change;
-use super::smooth_quant::{best, factors};
+use super::smooth_quant::factors;
 use super::trial::Trial;
 use crate::QuantizeError;
 use halfbyte_formats::{BlockQuantizer, ScaleFormat, Scheme, kernel};
@@ -28,7 +28,7 @@ pub(super) fn choose(trial: &Trial) -> Result<Change, QuantizeError> {
         let s = factors(&x, &w, i as f32 / ALPHAS as f32);
         exponents_of(&s).iter().map(|e| exp2(*e)).collect()
     });
-    let start = best(trial, candidates.map(Change::scale))?;
+    let start = trial.best(candidates.map(Change::scale))?;
     let Some(blocks) = Blocks::new(trial)? else { return Ok(start) };
     let refined = blocks.refine(exponents_of(&start.factors));
     let refined = Change::scale(refined.iter().map(|e| exp2(*e)).collect());
@@ -54,7 +54,7 @@ fn exp2(exponent: i32) -> f32 {
 /// Some rows of inputs and weights, rounded block by block.
 struct Blocks<'a> {
     trial: &'a Trial<'a>,
-    /// Columns first: the rows' values of channel j are `x[j * rows ..]`.
+    /// Those of inputs and weights that are to have blocks.
     sides: Vec<Side>,
     /// Channels of the tap for every channel of the producer.
     taps: Vec<Vec<usize>>,

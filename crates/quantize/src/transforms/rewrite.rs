@@ -1,18 +1,19 @@
 //! A whole run: from a checkpoint to one that computes the same and is easier to quantize.
 
+use super::rotate::{Outside, Rotation};
 use super::{Note, Transform, check_shapes, transform_block};
 use crate::inputs::Packs;
 use crate::job::{Progress, check_finite, id_of, partial_dir, place};
-use crate::journal::{Journal, RunId, make_dir};
+use crate::journal::{Journal, RunId};
+use crate::output::{begin_folder, copy_companions, finish_folder, json, untied_tensors};
 use crate::store::{Place, Store};
 use crate::stream::{Surroundings, embed};
 use crate::{QuantizeError, Recipe};
 use half::{bf16, f16};
 use halfbyte_checkpoint::{
-    COMPANIONS, CheckpointWriter, Dtype, RawTensor, SHARD_BYTES, SafetensorsFile, TensorSpec, copy_atomic,
-    write_atomic,
+    CheckpointWriter, Dtype, RawTensor, SHARD_BYTES, SafetensorsFile, TensorSpec, write_atomic,
 };
-use halfbyte_model::{Block, Input, Model, NormKind};
+use halfbyte_model::{Block, Input, Model, NormKind, Site};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -99,7 +100,8 @@ pub fn transform_checkpoint(
     let packs = Packs::new(&job.model.architecture, job.inputs)?;
     let journal = Journal::open(partial_dir(job.out)?, &id)?;
     let place = place(&job.model.architecture, job.recipe, &packs, job.out, job.activation_memory);
-    let report = Run { job, journal, packs, place }.run(id, progress)?;
+    let rotation = Rotation::of(&job.model.architecture, job.recipe)?;
+    let report = Run { job, journal, packs, place, rotation }.run(id, progress)?;
     Ok((report, false))
 }
 
@@ -108,6 +110,7 @@ struct Run<'a> {
     journal: Journal,
     packs: Packs,
     place: Place,
+    rotation: Option<Rotation>,
 }
 
 impl Run<'_> {
@@ -120,7 +123,7 @@ impl Run<'_> {
         progress.begin((0..blocks).map(layers_of).sum(), (0..finished).map(layers_of).sum());
         if finished < blocks {
             let mut hidden = match finished {
-                0 => embed(&model.stem()?, self.job.inputs, &self.packs, a.hidden, &self.place)?,
+                0 => self.embed()?,
                 _ => self.journal.read_state(finished, &self.packs.rows(), a.hidden, &self.place)?,
             };
             let rotary = a.rotary(self.packs.longest());
@@ -143,6 +146,17 @@ impl Run<'_> {
         self.assemble(id)
     }
 
+    /// The first block's input.
+    fn embed(&self) -> Result<Store, QuantizeError> {
+        let model = self.job.model;
+        let stem = model.stem()?;
+        let mut hidden = embed(&stem, self.job.inputs, &self.packs, model.architecture.hidden, &self.place)?;
+        if let Some(rotation) = &self.rotation {
+            rotation.turn_states(&mut hidden)?;
+        }
+        Ok(hidden)
+    }
+
     /// Puts all parts together in a folder of its own and renames that to the output folder.
     fn assemble(&self, id: RunId) -> Result<TransformReport, QuantizeError> {
         let (model, blocks) = (self.job.model, self.job.model.architecture.blocks.len());
@@ -160,29 +174,38 @@ impl Run<'_> {
         let dtype = self.dtype();
         let exact = self.exact();
         let type_of = |own: Dtype| dtype.filter(|_| is_float(own)).unwrap_or(own);
-        let specs: Vec<TensorSpec> = model
-            .checkpoint
-            .infos()
-            .map(|info| TensorSpec::new(info.name.clone(), type_of(info.dtype), info.shape.clone()))
-            .collect();
-        let output = self.journal.dir().join("output");
-        if output.exists() {
-            fs::remove_dir_all(&output)
-                .map_err(|e| QuantizeError::Output(format!("cannot clear {}: {e}", output.display())))?;
+        let mut sources: Vec<(String, String)> =
+            model.checkpoint.names().map(|name| (name.into(), name.into())).collect();
+        let mut outside: Vec<Outside> = Vec::new();
+        if let Some(rotation) = &self.rotation {
+            outside = rotation.outside(model)?;
+            let untied = self.untied().map(|head| untied_tensors(model, head)).transpose()?;
+            let missing = |(name, _): &(String, String)| !model.checkpoint.contains(name);
+            sources.extend(untied.unwrap_or_default().into_iter().filter(missing));
+            notes.push(rotation.note_outside(&model.architecture));
         }
-        make_dir(&output)?;
+        let mut specs = Vec::with_capacity(sources.len());
+        for (name, from) in &sources {
+            let info = model.checkpoint.find(from)?;
+            specs.push(TensorSpec::new(name.clone(), type_of(info.dtype), info.shape.clone()));
+        }
+        let output = begin_folder(self.journal.dir())?;
         let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
         let mut writer = CheckpointWriter::create(&output, &specs, &metadata, SHARD_BYTES)?;
-        for spec in &specs {
+        for (spec, (_, from)) in specs.iter().zip(&sources) {
             let mut write = |from: Dtype, bytes: &[u8]| -> Result<(), QuantizeError> {
                 let converted = converted(&spec.name, bytes, from, spec.dtype, exact)?;
                 Ok(writer.write(&spec.name, &converted)?)
             };
-            match changed.get(spec.name.as_str()) {
-                Some(part) => part.read_pieces(&spec.name, |piece| write(Dtype::F32, piece))?,
-                None => {
-                    let from = model.checkpoint.find(&spec.name)?.dtype;
-                    model.checkpoint.read_pieces(&spec.name, |piece| write(from, piece))?;
+            let turned = outside.iter().find(|o| o.tensor == spec.name);
+            match (changed.get(spec.name.as_str()), turned.zip(self.rotation.as_ref())) {
+                (Some(part), _) => part.read_pieces(&spec.name, |piece| write(Dtype::F32, piece))?,
+                (None, Some((turned, rotation))) => {
+                    rotation.values(turned, model, |v| write(Dtype::F32, &RawTensor::F32(v).into_bytes()))?
+                }
+                (None, None) => {
+                    let dtype = model.checkpoint.find(from)?.dtype;
+                    model.checkpoint.read_pieces(from, |piece| write(dtype, piece))?;
                 }
             }
         }
@@ -195,14 +218,7 @@ impl Run<'_> {
             run: id,
         };
         self.write_rest(&output, dtype, &report)?;
-        fs::rename(&output, self.job.out).map_err(|e| {
-            QuantizeError::Output(format!(
-                "cannot rename {} to {}: {e}",
-                output.display(),
-                self.job.out.display()
-            ))
-        })?;
-        let _ = fs::remove_dir_all(self.journal.dir());
+        finish_folder(self.journal.dir(), self.job.out)?;
         Ok(report)
     }
 
@@ -220,15 +236,19 @@ impl Run<'_> {
             let key = if config.contains_key("dtype") { "dtype" } else { "torch_dtype" };
             config.insert(key.into(), torch_name(dtype).into());
         }
-        write_atomic(&output.join("config.json"), json(&config)?.as_bytes())?;
-        for name in COMPANIONS {
-            let from = source.dir().join(name);
-            if from.is_file() {
-                copy_atomic(&from, &output.join(name))?;
-            }
+        if let (Some(config), Some(_)) = (config.as_object_mut(), self.untied()) {
+            config.insert("tie_word_embeddings".into(), false.into());
         }
+        write_atomic(&output.join("config.json"), json(&config)?.as_bytes())?;
+        copy_companions(source, output)?;
         write_atomic(&output.join(REPORT), json(report)?.as_bytes())?;
         Ok(())
+    }
+
+    /// The output layer, if it shares the embedding's weight and a rotation has given it the last norm's gains.
+    fn untied(&self) -> Option<&Site> {
+        let head = &self.job.model.architecture.head;
+        head.output().filter(|_| head.tied && self.rotation.is_some())
     }
 
     /// Whether no value may be rounded: where the transforms round nothing, and neither the user chose a type.
@@ -328,10 +348,6 @@ fn converted<'a>(
         ))),
         false => Ok(out.into()),
     }
-}
-
-fn json(value: &impl Serialize) -> Result<String, QuantizeError> {
-    serde_json::to_string_pretty(value).map_err(|e| QuantizeError::Output(e.to_string()))
 }
 
 #[cfg(test)]

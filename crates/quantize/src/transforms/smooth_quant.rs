@@ -14,21 +14,8 @@ pub(super) fn choose(trial: &Trial, alpha: Option<f32>) -> Result<Change, Quanti
     let with = |alpha| Change::scale(factors(&x, &w, alpha));
     match alpha {
         Some(alpha) => Ok(with(alpha)),
-        None => best(trial, (0..=ALPHAS).map(|i| with(i as f32 / ALPHAS as f32))),
+        None => trial.best((0..=ALPHAS).map(|i| with(i as f32 / ALPHAS as f32))),
     }
-}
-
-/// The candidate of least error; the first of equals. Doing nothing is one too.
-pub(super) fn best(trial: &Trial, candidates: impl Iterator<Item = Change>) -> Result<Change, QuantizeError> {
-    let none = Change::none(trial.joint.channels);
-    let mut best = (trial.error(&none)?, none);
-    for candidate in candidates {
-        let error = trial.error(&candidate)?;
-        if error < best.0 {
-            best = (error, candidate);
-        }
-    }
-    Ok(best.1)
 }
 
 /// The factors for channels of inputs and weights with these largest magnitudes. A channel in which either is zero stays.

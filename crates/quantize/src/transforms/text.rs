@@ -6,11 +6,13 @@ use std::fmt;
 use std::str::FromStr;
 
 /// All names with what their settings are, for help and complaints.
-pub const TRANSFORMS: [(&str, &str); 4] = [
+pub const TRANSFORMS: [(&str, &str); 6] = [
     ("smooth-quant", "alpha=0 to 1, or alpha=search; default 0.5"),
     ("os-plus", "steps=thresholds tried, default 100; shift=true|false, default true"),
     ("awq", ""),
     ("pow2", ""),
+    ("rotate", "block=channels that are mixed, default all"),
+    ("hadamard-heads", "block=channels of a head that are mixed, default all"),
 ];
 
 impl fmt::Display for Transform {
@@ -30,6 +32,8 @@ impl fmt::Display for Transform {
             }
             TransformKind::Awq => write!(f, "awq")?,
             TransformKind::Pow2 => write!(f, "pow2")?,
+            TransformKind::Rotate { block } => write_block(f, "rotate", block)?,
+            TransformKind::HadamardHeads { block } => write_block(f, "hadamard-heads", block)?,
         }
         match (self.taps, self.kind.default_taps()) {
             (a, b) if a == b => Ok(()),
@@ -37,6 +41,11 @@ impl fmt::Display for Transform {
             (Taps::Norms, _) => write!(f, ":taps=norms"),
         }
     }
+}
+
+fn write_block(f: &mut fmt::Formatter<'_>, name: &str, block: Option<usize>) -> fmt::Result {
+    write!(f, "{name}")?;
+    block.map_or(Ok(()), |block| write!(f, ":block={block}"))
 }
 
 const ALPHA: f32 = 0.5;
@@ -47,7 +56,7 @@ impl TransformKind {
     fn default_taps(self) -> Taps {
         match self {
             Self::SmoothQuant { .. } | Self::OsPlus { .. } => Taps::Norms,
-            Self::Awq | Self::Pow2 => Taps::All,
+            Self::Awq | Self::Pow2 | Self::Rotate { .. } | Self::HadamardHeads { .. } => Taps::All,
         }
     }
 }
@@ -63,6 +72,8 @@ impl FromStr for Transform {
             "os-plus" => TransformKind::OsPlus { steps: STEPS, shift: true },
             "awq" => TransformKind::Awq,
             "pow2" => TransformKind::Pow2,
+            "rotate" => TransformKind::Rotate { block: None },
+            "hadamard-heads" => TransformKind::HadamardHeads { block: None },
             _ => {
                 let known: Vec<&str> = TRANSFORMS.iter().map(|t| t.0).collect();
                 return Err(format!("there is no transform {name:?}; there are {}", known.join(", ")));
@@ -73,8 +84,9 @@ impl FromStr for Transform {
             let (key, value) = part.split_once('=').unwrap_or((part, ""));
             transform.set(key, value).ok_or_else(|| {
                 let settings = TRANSFORMS.iter().find(|t| t.0 == name).map_or("", |t| t.1);
-                let own = if settings.is_empty() { String::new() } else { format!("{settings}; ") };
-                format!("{name} has no setting {part:?}; it has {own}taps=norms|all")
+                let taps = if transform.looks_at_inputs() { "taps=norms|all" } else { "" };
+                let own: Vec<&str> = [settings, taps].into_iter().filter(|s| !s.is_empty()).collect();
+                format!("{name} has no setting {part:?}; it has {}", own.join("; "))
             })?;
         }
         Ok(transform)
@@ -83,8 +95,9 @@ impl FromStr for Transform {
 
 impl Transform {
     fn set(&mut self, key: &str, value: &str) -> Option<()> {
+        let scales = self.looks_at_inputs();
         match (key, &mut self.kind) {
-            ("taps", _) => {
+            ("taps", _) if scales => {
                 self.taps = match value {
                     "norms" => Taps::Norms,
                     "all" => Taps::All,
@@ -99,6 +112,9 @@ impl Transform {
             }
             ("steps", TransformKind::OsPlus { steps, .. }) => {
                 *steps = value.parse().ok().filter(|n| (1..=10_000).contains(n))?;
+            }
+            ("block", TransformKind::Rotate { block } | TransformKind::HadamardHeads { block }) => {
+                *block = Some(value.parse().ok().filter(|&n: &usize| n > 1)?);
             }
             ("shift", TransformKind::OsPlus { shift, .. }) => *shift = value.parse().ok()?,
             _ => return None,
@@ -128,8 +144,13 @@ mod tests {
         for (name, _) in TRANSFORMS {
             assert_eq!(name.parse::<Transform>().unwrap().to_string(), name);
         }
-        for text in ["smooth-quant:alpha=search:taps=all", "os-plus:steps=20:shift=false", "pow2:taps=norms"]
-        {
+        for text in [
+            "smooth-quant:alpha=search:taps=all",
+            "os-plus:steps=20:shift=false",
+            "pow2:taps=norms",
+            "rotate:block=32",
+            "hadamard-heads:block=16",
+        ] {
             assert_eq!(text.parse::<Transform>().unwrap().to_string(), text);
         }
     }
@@ -139,6 +160,7 @@ mod tests {
         let complaint = |text: &str| text.parse::<Transform>().unwrap_err();
         assert!(complaint("smoothquant").contains("smooth-quant, os-plus"));
         assert!(complaint("smooth-quant:alpha=2").contains("alpha=0 to 1"));
+        assert!(complaint("rotate:taps=all").ends_with("it has block=channels that are mixed, default all"));
         assert!(complaint("awq:steps=3").contains("taps=norms|all"));
     }
 }

@@ -124,6 +124,19 @@ impl<'a> Trial<'a> {
             .sum())
     }
 
+    /// The candidate of least error; the first of equals. Doing nothing is one too.
+    pub(crate) fn best(&self, candidates: impl Iterator<Item = Change>) -> Result<Change, QuantizeError> {
+        let none = Change::none(self.joint.channels);
+        let mut best = (self.error(&none)?, none);
+        for candidate in candidates {
+            let error = self.error(&candidate)?;
+            if error < best.0 {
+                best = (error, candidate);
+            }
+        }
+        Ok(best.1)
+    }
+
     /// Sum of the squares of what errors are measured against.
     pub(crate) fn signal(&self) -> f64 {
         self.wanted.iter().map(|w| sum_of_squares(&w.data)).sum()

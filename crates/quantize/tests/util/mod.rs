@@ -4,6 +4,7 @@
 use halfbyte_model::{Architecture, Input, Model, StemSpec};
 use halfbyte_quantize::{Job, Progress, Recipe, Report, quantize};
 use halfbyte_tensor::Matrix;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 pub struct Silent;
@@ -14,6 +15,25 @@ impl Progress for Silent {
     fn stopped(&self) -> bool {
         false
     }
+}
+
+/// Stops after so many calls.
+pub struct Patience(pub usize);
+
+impl Progress for Patience {
+    fn begin(&mut self, _: usize, _: usize) {}
+    fn advance(&mut self, _: usize) {
+        self.0 = self.0.saturating_sub(1);
+    }
+    fn stopped(&self) -> bool {
+        self.0 == 0
+    }
+}
+
+/// The files of a folder.
+pub fn contents(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+    let entries = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap());
+    entries.map(|e| (e.file_name().into_string().unwrap(), std::fs::read(e.path()).unwrap())).collect()
 }
 
 /// One of the [`families`].
