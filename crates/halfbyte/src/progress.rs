@@ -12,6 +12,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// A bar with an estimate of the time left. It appears after a second, and only on a terminal.
 pub(crate) struct Bar {
     bar: ProgressBar,
+    unit: &'static str,
     finished: usize,
 }
 
@@ -42,7 +43,7 @@ impl Bar {
                 }
             });
         }
-        Self { bar, finished: 0 }
+        Self { bar, unit: message, finished: 0 }
     }
 
     /// `done` of `all` steps are done.
@@ -78,6 +79,13 @@ impl Progress for Bar {
 
     fn advance(&mut self, layers: usize) {
         self.bar.inc(layers as u64);
+    }
+
+    fn steps(&mut self, done: usize, all: usize) {
+        match done == all {
+            true => self.stage(self.unit.into()),
+            false => self.stage(format!("{} (learning, step {done} of {all})", self.unit)),
+        }
     }
 
     fn stopped(&self) -> bool {

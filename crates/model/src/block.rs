@@ -67,7 +67,7 @@ pub(crate) struct Around {
 }
 
 impl Around {
-    fn enter(&self, hidden: &Matrix) -> Matrix {
+    pub(crate) fn enter(&self, hidden: &Matrix) -> Matrix {
         self.before.as_ref().map_or_else(|| hidden.clone(), |n| n.apply(hidden))
     }
 
@@ -165,8 +165,18 @@ impl Block {
         rotary: &RotaryTables,
         layout: &Layout,
     ) -> Operands {
+        let [query, key, value] = self.project(x, linears);
+        self.meet([query, key, value], rotary, layout)
+    }
+
+    /// Projections as they meet in attention.
+    pub(crate) fn meet(
+        &self,
+        [mut query, mut key, value]: [Matrix; 3],
+        rotary: &RotaryTables,
+        layout: &Layout,
+    ) -> Operands {
         let shape = &self.spec.attention;
-        let [mut query, mut key, value] = self.project(x, linears);
         if let Some((queries, keys)) = &self.query_key {
             (query, key) = (queries.apply(&query), keys.apply(&key));
         }
@@ -199,7 +209,7 @@ impl Block {
     }
 
     /// Queries, keys and values.
-    fn project(&self, x: &Matrix, linears: &[Linear]) -> [Matrix; 3] {
+    pub(crate) fn project(&self, x: &Matrix, linears: &[Linear]) -> [Matrix; 3] {
         let shape = &self.spec.attention;
         let (dim, heads, kv_heads) = (shape.head_dim, shape.heads, shape.kv_heads);
         match self.spec.projections {
@@ -252,13 +262,13 @@ fn pieces(x: &Matrix, period: usize, from: usize, count: usize) -> Matrix {
 }
 
 /// The left and the right half of every row.
-fn apart(x: &Matrix) -> (Matrix, Matrix) {
+pub(crate) fn apart(x: &Matrix) -> (Matrix, Matrix) {
     let half = x.cols / 2;
     (pieces(x, x.cols, 0, half), pieces(x, x.cols, half, half))
 }
 
 /// Two matrices of equal shape side by side.
-fn beside(a: &Matrix, b: &Matrix) -> Matrix {
+pub(crate) fn beside(a: &Matrix, b: &Matrix) -> Matrix {
     let mut out = Vec::with_capacity(2 * a.data.len());
     for (a, b) in a.data.chunks_exact(a.cols).zip(b.data.chunks_exact(b.cols)) {
         out.extend_from_slice(a);

@@ -6,6 +6,7 @@
 //! [`Head`] compute any such description, from full-precision weights or from 4-bit codes.
 
 pub mod architectures;
+mod backward;
 mod block;
 mod config;
 mod edit;
@@ -22,6 +23,7 @@ mod stem;
 mod synth;
 mod tokenizer;
 
+pub use backward::{Gradients, Trace};
 pub use block::{Block, Carry, Operands, Step};
 pub use error::ModelError;
 pub use head::Head;

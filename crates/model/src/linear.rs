@@ -5,6 +5,7 @@ use halfbyte_checkpoint::{LowRank, RawTensor};
 use halfbyte_formats::{InputQuantizer, QuantizedMatrix};
 use halfbyte_tensor::{Matrix, Operand, Precision, Rows, product_into};
 use rayon::prelude::*;
+use std::borrow::Cow;
 
 /// A weight `[outputs, inputs]` in the form in which it is stored.
 #[derive(Clone, Debug)]
@@ -32,13 +33,20 @@ impl Weight {
 
     /// All of it as f32.
     pub fn to_f32(&self) -> Matrix {
-        self.with(|w| {
-            let mut out = Matrix::zeros(w.rows(), w.depth());
-            let cols = out.cols;
-            out.data.par_chunks_mut(cols).enumerate().for_each(|(r, row)| w.read(r, 0, row));
-            out
-        })
+        self.with(|w| rows_to_f32(w, 0, w.rows()))
     }
+
+    /// Rows `from..from + rows` as f32.
+    pub(crate) fn rows_to_f32(&self, from: usize, rows: usize) -> Matrix {
+        self.with(|w| rows_to_f32(w, from, rows))
+    }
+}
+
+fn rows_to_f32(weight: &dyn Operand, from: usize, rows: usize) -> Matrix {
+    let mut out = Matrix::zeros(rows, weight.depth());
+    let cols = out.cols;
+    out.data.par_chunks_mut(cols).enumerate().for_each(|(r, row)| weight.read(from + r, 0, row));
+    out
 }
 
 struct Codes<'a>(&'a QuantizedMatrix);
@@ -79,12 +87,8 @@ impl Linear {
         if let Some(bias) = &self.bias {
             out.data.chunks_exact_mut(bias.len()).for_each(|row| row.copy_from_slice(bias));
         }
-        let quantized = self.input.as_ref().map(|q| {
-            let mut x = x.data.clone();
-            x.par_chunks_mut(x_chunk(self.site.inputs)).for_each(|rows| q.apply(rows));
-            x
-        });
-        let x = Rows::new(quantized.as_deref().unwrap_or(&x.data), self.site.inputs);
+        let seen = self.seen(x);
+        let x = Rows::new(&seen.data, self.site.inputs);
         let stride = self.site.outputs;
         self.weight.with(|w| product_into(&x, w, &mut out.data, stride, self.precision));
         if let Some(LowRank { rank, down, up }) = &self.low_rank {
@@ -94,6 +98,14 @@ impl Linear {
             product_into(&inner, &up, &mut out.data, stride, self.precision);
         }
         out
+    }
+
+    /// Its input `x` as its product sees it.
+    pub(crate) fn seen<'a>(&self, x: &'a Matrix) -> Cow<'a, Matrix> {
+        let Some(quantizer) = &self.input else { return Cow::Borrowed(x) };
+        let mut x = x.clone();
+        x.data.par_chunks_mut(x_chunk(self.site.inputs)).for_each(|rows| quantizer.apply(rows));
+        Cow::Owned(x)
     }
 }
 

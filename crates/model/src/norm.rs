@@ -1,7 +1,7 @@
 //! Norms with their weights.
 
 use crate::spec::{NormKind, NormSpec};
-use halfbyte_tensor::{Matrix, layer_norm, rms_norm};
+use halfbyte_tensor::{Matrix, layer_norm, layer_norm_backward, rms_norm, rms_norm_backward};
 
 /// A norm with its weights.
 #[derive(Clone, Debug)]
@@ -43,6 +43,17 @@ impl Norm {
         match self.spec.kind {
             NormKind::Rms { .. } => rms_norm(&x.data, &self.weight, self.spec.eps, &mut out.data),
             NormKind::Layer => layer_norm(&x.data, &self.weight, &self.bias, self.spec.eps, &mut out.data),
+        }
+        out
+    }
+
+    /// The gradient with respect to `x`, for the gradient `grad` of [`apply`](Self::apply).
+    pub(crate) fn backward(&self, x: &Matrix, grad: &Matrix) -> Matrix {
+        let mut out = Matrix::zeros(x.rows, x.cols);
+        let (x, grad, eps) = (&x.data, &grad.data, self.spec.eps);
+        match self.spec.kind {
+            NormKind::Rms { .. } => rms_norm_backward(x, &self.weight, eps, grad, &mut out.data),
+            NormKind::Layer => layer_norm_backward(x, &self.weight, eps, grad, &mut out.data),
         }
         out
     }

@@ -12,7 +12,7 @@ use crate::job::{Job, Progress, place};
 use crate::journal::{RunId, make_dir};
 use crate::plan::PlannedSite;
 use crate::probe::{copy, forward, output_error};
-use crate::recipe::{BITS, Calibration, Method, Recipe};
+use crate::recipe::{BITS, Calibration, Method, Recipe, Rounding};
 use crate::search::ShiftRule;
 use crate::store::Store;
 use crate::stream::{QuantizedSite, Surroundings, embed, quantize_block};
@@ -183,6 +183,7 @@ fn errors(
             attention_bits: 16,
             kv_scheme: None,
             layer_bits: Default::default(),
+            rounding: Rounding::Given,
             ..recipe.clone()
         };
         let hidden = copy(entering, around.place)?;

@@ -19,6 +19,8 @@ pub enum Phase {
     Search,
     /// Correcting and rounding the weights.
     Round,
+    /// Gradients of learned rounding.
+    Learn,
     /// Measuring the error of what was chosen.
     Measure,
     /// Writing the journal and the output.
@@ -27,8 +29,16 @@ pub enum Phase {
 
 impl Phase {
     /// All of them, in the order of their names in reports.
-    pub const ALL: [Self; 7] =
-        [Self::Read, Self::Forward, Self::Statistics, Self::Search, Self::Round, Self::Measure, Self::Write];
+    pub const ALL: [Self; 8] = [
+        Self::Read,
+        Self::Forward,
+        Self::Statistics,
+        Self::Search,
+        Self::Round,
+        Self::Learn,
+        Self::Measure,
+        Self::Write,
+    ];
 
     /// Its name.
     pub fn name(self) -> &'static str {
@@ -38,6 +48,7 @@ impl Phase {
             Self::Statistics => "statistics",
             Self::Search => "search",
             Self::Round => "round",
+            Self::Learn => "learn",
             Self::Measure => "measure",
             Self::Write => "write",
         }
@@ -45,7 +56,7 @@ impl Phase {
 }
 
 thread_local! {
-    static SPENT: Cell<[Duration; 7]> = const { Cell::new([Duration::ZERO; 7]) };
+    static SPENT: Cell<[Duration; 8]> = const { Cell::new([Duration::ZERO; 8]) };
 }
 
 /// Runs `work` and counts its time as `phase`. Not to be nested.

@@ -6,12 +6,13 @@ use crate::clock::{Phase, timed};
 use crate::inputs::Packs;
 use crate::journal::{Journal, RunId};
 use crate::methods::attention::QuantizedAttention;
+use crate::methods::learned::LearnedBlock;
 use crate::output::Output;
 use crate::profile::{Profile, weight_histogram};
 use crate::recipe::{Calibration, Recipe};
 use crate::report::{AttentionReport, LayerReport, Report};
 use crate::store::{Place, Store};
-use crate::stream::{QuantizedSite, Surroundings, embed, quantize_block, quantize_head};
+use crate::stream::{Advance, QuantizedSite, Surroundings, embed, quantize_block, quantize_head};
 use crate::transforms::{Note, Rotation, check_shapes, tensors_of, transform_block};
 use crate::{QuantizeError, quantize_embedding, weights_only};
 use halfbyte_checkpoint::{AttentionScheme, LayerScheme, StoredLayer, TensorSpec};
@@ -48,7 +49,9 @@ pub trait Progress {
     fn begin(&mut self, layers: usize, finished: usize);
     /// So many more layers are finished.
     fn advance(&mut self, layers: usize);
-    /// Whether the user asked to stop. Asked between layers.
+    /// So many of the steps of learned rounding in a block are done.
+    fn steps(&mut self, _done: usize, _all: usize) {}
+    /// Whether the user asked to stop. Asked between layers, and between steps.
     fn stopped(&self) -> bool;
 }
 
@@ -225,6 +228,8 @@ pub(crate) fn place(
 struct PartNote {
     layers: Vec<(LayerReport, LayerScheme)>,
     attention: Option<(AttentionReport, AttentionScheme)>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    learned: Option<LearnedBlock>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     transforms: Vec<Note>,
 }
@@ -234,6 +239,7 @@ struct PartNote {
 struct Part {
     sites: Vec<QuantizedSite>,
     attention: Option<QuantizedAttention>,
+    learned: Option<LearnedBlock>,
     /// Tensors that transforms changed and that are not quantized.
     kept: Vec<(TensorSpec, Vec<u8>)>,
     transforms: Vec<Note>,
@@ -275,16 +281,20 @@ impl Run<'_> {
                     transform_block(&mut block, &hidden, self.job.recipe, &around, &mut stopped)
                 })?;
                 let kept = self.kept_tensors(&block, &transformed.changed);
-                let mut on_tap = |layers| {
-                    progress.advance(layers);
+                let mut on_tap = |advance| {
+                    match advance {
+                        Advance::Layers(layers) => progress.advance(layers),
+                        Advance::Steps { done, all } => progress.steps(done, all),
+                    }
                     if progress.stopped() { Err(QuantizeError::Stopped(b)) } else { Ok(()) }
                 };
                 let done = quantize_block(block, hidden, self.job.recipe, &around, &mut on_tap)?;
                 hidden = done.hidden;
                 check_finite(&hidden, b)?;
                 timed(Phase::Write, || {
-                    let (sites, attention) = (done.sites, done.attention);
-                    self.write(b + 1, Part { sites, attention, kept, transforms: transformed.notes })?;
+                    let (sites, attention, learned) = (done.sites, done.attention, done.learned);
+                    let part = Part { sites, attention, learned, kept, transforms: transformed.notes };
+                    self.write(b + 1, part)?;
                     self.journal.write_state(b + 2, &hidden)
                 })?;
             }
@@ -378,7 +388,8 @@ impl Run<'_> {
         tensors.extend(part.kept);
         let layers = part.sites.iter().map(|s| (LayerReport::new(s, self.shape(&s.name)), s.stored.scheme()));
         let attention = part.attention.as_ref().map(|a| (AttentionReport::new(a), a.stored.scheme()));
-        let note = PartNote { layers: layers.collect(), attention, transforms: part.transforms };
+        let (learned, transforms) = (part.learned, part.transforms);
+        let note = PartNote { layers: layers.collect(), attention, learned, transforms };
         let note = serde_json::to_string(&note).map_err(|e| QuantizeError::Output(e.to_string()))?;
         self.journal.write_block(number, &tensors, note)
     }
@@ -396,12 +407,14 @@ impl Run<'_> {
             .collect::<Result<Vec<_>, _>>()?;
         let (mut layers, mut schemes, mut transforms) = (Vec::new(), BTreeMap::new(), Vec::new());
         let (mut attention, mut attention_schemes) = (Vec::new(), BTreeMap::new());
+        let mut learned = Vec::new();
         for part in &parts {
             let note = part.metadata().get("note").map_or("{}", String::as_str);
             let note: PartNote = serde_json::from_str(note).map_err(|e| {
                 QuantizeError::Output(format!("{}: {e}; delete the folder", part.path().display()))
             })?;
             transforms.extend(note.transforms);
+            learned.extend(note.learned);
             for (layer, scheme) in note.layers {
                 schemes.insert(layer.name.clone(), scheme);
                 layers.push(layer);
@@ -421,7 +434,7 @@ impl Run<'_> {
             }
         }
         output.copy_rest(|_| Ok(()))?;
-        output.finish(id, layers, attention, transforms)
+        output.finish(id, layers, attention, transforms, learned)
     }
 }
 

@@ -3,6 +3,7 @@
 use crate::QuantizeError;
 use crate::job::Job;
 use crate::journal::{RunId, make_dir};
+use crate::methods::learned::LearnedBlock;
 use crate::report::{AttentionReport, LayerReport, ModelReport, Report};
 use crate::transforms::Note;
 use halfbyte_checkpoint::{
@@ -112,6 +113,7 @@ impl<'a> Output<'a> {
         layers: Vec<LayerReport>,
         attention: Vec<AttentionReport>,
         transforms: Vec<Note>,
+        learned: Vec<LearnedBlock>,
     ) -> Result<Report, QuantizeError> {
         let source = &self.job.model.checkpoint;
         self.writer.finish()?;
@@ -119,7 +121,7 @@ impl<'a> Output<'a> {
         let rows = |input| self.job.model.architecture.rows(input);
         let calibration = (self.job.inputs.len(), self.job.inputs.iter().map(rows).sum());
         let report = Report::new(model, self.job.recipe, calibration, self.bytes, layers, attention);
-        let report = Report { transforms, ..report };
+        let report = Report { transforms, learned, ..report };
         let output = self.working.join("output");
         let mut config = source.config().clone();
         if let Some(config) = config.as_object_mut() {

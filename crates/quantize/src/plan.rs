@@ -9,9 +9,10 @@ use crate::choice::{check_bound, stored_bits};
 use crate::inputs::PACK;
 use crate::job::activation_bytes;
 use crate::methods::block_scale::is_block;
+use crate::methods::learned::{JUDGED, JUDGED_TOKENS};
 use crate::methods::{COMPARED_ROWS, PIECE_BYTES, low_rank};
 use crate::output::untied_tensors;
-use crate::recipe::{First, Method, Recipe, Search};
+use crate::recipe::{Calibration, First, Method, Recipe, Rounding, Search};
 use crate::search::{HISTOGRAM_BYTES, ShiftRule, steps_per_channel};
 use crate::transforms::{self, Rotation, SAMPLE};
 use halfbyte_checkpoint::{AttentionScheme, CheckpointError, LayerScheme};
@@ -49,6 +50,10 @@ mod cost {
     /// Copies of a tap's weights, and of the sample's inputs and outputs, while a transform tries a change.
     pub(super) const TRIED_WEIGHTS: u64 = 2;
     pub(super) const TRIED_ACTIVATIONS: u64 = 3;
+    /// Rounded numbers for each weight in a step of learning, beside those of its passes: the step itself.
+    pub(super) const STEP_ROUNDINGS: f64 = 4.0;
+    /// Bytes of a weight while its rounding is learned: its position, its gradient; its codes twice are beside them.
+    pub(super) const LEARNED_BYTES: u64 = 8;
     /// Windows of activations in memory when they are kept in files.
     pub(super) const SPILL_WINDOWS: u64 = 2;
     /// Share of the measured speed of a large product that the products of a run reach.
@@ -438,6 +443,9 @@ impl Shape<'_> {
                     moments.push(self.transform_memory(b, block, tap));
                 }
             }
+            if self.recipe.rounding == Rounding::Learned {
+                moments.push(self.learning_memory(b, block)?);
+            }
             if self.recipe.quantizes_attention(block.attention_name()) {
                 moments.push(self.attention_memory(b, block)?);
             }
@@ -537,8 +545,55 @@ impl Shape<'_> {
         if before < sites[0].inputs {
             terms.push(("freed activations", self.in_memory(before as u64)));
         }
+        if self.recipe.rounding == Rounding::Learned {
+            // All layers once more, the block's input, and its output unless that comes last.
+            terms.push(("layers to learn from", self.block_weights(block)?));
+            terms.push(("inputs and outputs", self.learned_states()));
+        }
         self.search_terms(sites, &mut terms);
         Ok(Memory { moment: format!("block {index}, {}", sites[0].kind()), terms })
+    }
+
+    /// The full-precision weights of a block.
+    fn block_weights(&self, block: &BlockSpec) -> Result<u64, CheckpointError> {
+        let mut bytes = 0;
+        for site in block.taps.iter().flat_map(|t| &t.sites) {
+            bytes += match self.recipe.transforms.is_empty() {
+                true => self.stored_weight(site)?,
+                false => 4 * (site.outputs * site.inputs) as u64,
+            };
+        }
+        Ok(bytes)
+    }
+
+    /// What learned rounding keeps of a block while it is streamed: its input and, in sequential calibration, its output.
+    fn learned_states(&self) -> u64 {
+        let stores = if self.recipe.calibration == Calibration::Sequential { 2 } else { 1 };
+        self.in_memory(stores * self.architecture().hidden as u64)
+    }
+
+    /// While the rounding of a block is learned.
+    fn learning_memory(&self, index: usize, block: &BlockSpec) -> Result<Memory, CheckpointError> {
+        let sites = || block.taps.iter().flat_map(|t| &t.sites);
+        let all: u64 =
+            sites().filter(|s| !self.recipe.leaves(s)).map(|s| (s.outputs * s.inputs) as u64).sum();
+        let codes = 2 * all * u64::from(self.recipe.weight_bits.min(8)) / 8;
+        let hidden = self.architecture().hidden as u64;
+        // A trace has what every tap gets, what its layers give, and the residual stream three times; on the way back
+        // the widest of them is there a few times more.
+        let taps: u64 = block.taps.iter().map(|t| t.channels() as u64).sum();
+        let outputs: u64 = sites().map(|s| s.outputs as u64).sum();
+        let widest = sites().map(|s| s.outputs.max(s.inputs) as u64).max().unwrap_or(0);
+        let traced = taps + outputs + 3 * hidden + cost::FORWARD_COPIES * widest;
+        let terms = vec![
+            ("process", self.process()),
+            ("stored weights", self.block_weights(block)?),
+            ("codes", codes),
+            ("positions and gradients", cost::LEARNED_BYTES * all),
+            ("inputs and outputs", self.in_memory(2 * hidden)),
+            ("gradient of a window", 4 * self.options.pack as u64 * traced),
+        ];
+        Ok(Memory { moment: format!("learning of block {index}"), terms })
     }
 
     /// While the operands of a block's attention are searched, the first tap being done.
@@ -671,6 +726,9 @@ impl Shape<'_> {
         for block in a.blocks.iter().filter(|b| self.recipe.quantizes_attention(b.attention_name())) {
             self.attention_work(block, &mut work);
         }
+        if self.recipe.rounding == Rounding::Learned {
+            a.blocks.iter().for_each(|block| self.learning_work(block, &mut work));
+        }
         for layer in &a.head.layers {
             self.search_work(std::slice::from_ref(&layer.site), &mut work);
         }
@@ -681,6 +739,27 @@ impl Shape<'_> {
                 * (a.embedding().outputs * a.embedding().inputs) as f64;
         }
         work
+    }
+
+    /// The steps of learned rounding, and the passes around them.
+    fn learning_work(&self, block: &BlockSpec, work: &mut Work) {
+        let recipe = self.recipe;
+        let weights: f64 =
+            block.taps.iter().flat_map(|t| &t.sites).map(|s| (s.outputs * s.inputs) as f64).sum();
+        let tokens = self.tokens() as f64;
+        let steps = recipe.rounding_steps as f64;
+        // A step takes whole packs.
+        let pack = self.options.pack.max(1) as f64;
+        let seen = steps * (tokens.min(recipe.rounding_tokens as f64) / pack).ceil() * pack;
+        let judged = tokens.min(JUDGED_TOKENS as f64) * (1.0 + steps.min(JUDGED as f64));
+        // The first pass is counted as every block's; another measures in the end, another gives what is wanted.
+        let around = if recipe.calibration == Calibration::Sequential { 2.0 } else { 1.0 } * tokens;
+        // Two products of attention forwards and five more back, over half of the rows before if it is causal.
+        let width = (block.attention.heads * block.attention.head_dim) as f64;
+        let row = width * pack * if block.attention.causal { 0.5 } else { 1.0 };
+        work.multiply_adds += 3.0 * weights * seen + (judged + around) * weights;
+        work.multiply_adds += (7.0 * seen + 2.0 * (judged + around)) * row;
+        work.roundings += weights * (cost::STEP_ROUNDINGS * steps + 2.0 * (seen + judged) / pack);
     }
 
     /// Every layer quantized to every width for a part of the inputs, and as many passes through its block as that has

@@ -97,6 +97,16 @@ pub enum First {
     Input,
 }
 
+/// What becomes of the codes of a block once all its layers have theirs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Rounding {
+    /// They stay as the method gave them, by rounding to nearest or with error feedback.
+    Given,
+    /// They are learned by the error of the block's output (see `methods::learned`; AutoRound, arXiv 2309.05516).
+    Learned,
+}
+
 /// How candidates are scored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -234,6 +244,12 @@ pub struct Recipe {
     pub low_rank: usize,
     /// Damping of correction and feedback, relative to the Gram matrix's diagonal.
     pub damping: f32,
+    /// Whether the codes of a block are then learned by the error of its output.
+    pub rounding: Rounding,
+    /// With `rounding = "learned"`: steps for each block.
+    pub rounding_steps: usize,
+    /// With `rounding = "learned"`: calibration tokens that a step looks at, in whole windows.
+    pub rounding_tokens: usize,
     /// Rounds of coordinate descent.
     pub rounds: usize,
     /// Which of the two a round searches first.
@@ -286,6 +302,9 @@ impl Default for Recipe {
             act_order: true,
             low_rank: 0,
             damping: 0.3,
+            rounding: Rounding::Given,
+            rounding_steps: 100,
+            rounding_tokens: 2048,
             rounds: 1,
             first: First::Input,
             weight_grid: Grid { kind: GridKind::Maxval, low: 0.4, high: 1.1, steps: 40 },
@@ -310,6 +329,7 @@ impl Recipe {
         self.method != Method::Scheme
             || self.scales == Scales::Weighted
             || self.uses_factor()
+            || self.rounding == Rounding::Learned
             || self.low_rank > 0
             || !self.transforms.is_empty()
             || self.possible().iter().any(|s| s.input.is_some_and(InputQuantizer::has_scale))
@@ -434,6 +454,31 @@ impl Recipe {
         Ok(())
     }
 
+    fn check_rounding(&self) -> Result<(), QuantizeError> {
+        let wrong =
+            |field: &str, message: String| Err(QuantizeError::Recipe { field: field.into(), message });
+        if !(1..=100_000).contains(&self.rounding_steps) {
+            return wrong("rounding_steps", format!("{} is not between 1 and 100000", self.rounding_steps));
+        }
+        if self.rounding_tokens == 0 {
+            return wrong("rounding_tokens", "must be at least 1".into());
+        }
+        if self.rounding == Rounding::Given {
+            return Ok(());
+        }
+        if self.weight_bits == 16 {
+            return wrong("rounding", "= \"learned\" needs quantized weights".into());
+        }
+        if self.low_rank > 0 {
+            return wrong("rounding", "= \"learned\" and low_rank exclude each other so far".into());
+        }
+        if self.attention_bits < 16 {
+            let why = "= \"learned\" and attention_bits exclude each other: quantized probabilities have no gradient here";
+            return wrong("rounding", why.into());
+        }
+        Ok(())
+    }
+
     fn check_attention(&self) -> Result<(), QuantizeError> {
         let wrong = |field: &str, message: &str| {
             Err(QuantizeError::Recipe { field: field.into(), message: message.into() })
@@ -543,6 +588,7 @@ impl Recipe {
             return wrong("max_bits", format!("{bits} is not between 0 and 32"));
         }
         self.check_attention()?;
+        self.check_rounding()?;
         if self.rounds == 0 || self.rounds > 100 {
             return wrong("rounds", format!("{} is not between 1 and 100", self.rounds));
         }

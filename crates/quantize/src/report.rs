@@ -1,6 +1,7 @@
 //! What a quantization chose and what it cost in accuracy: `report.json` of the output folder.
 
 use crate::methods::attention::QuantizedAttention;
+use crate::methods::learned::LearnedBlock;
 use crate::profile::code_counts;
 use crate::recipe::Recipe;
 use crate::stream::QuantizedSite;
@@ -40,6 +41,9 @@ pub struct Report {
     /// What the recipe's transforms did before, block by block.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub transforms: Vec<Note>,
+    /// What learned rounding did, block by block.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub learned: Vec<LearnedBlock>,
 }
 
 /// The model that was quantized, as its config and headers describe it. Its folder's name is no part of it: a copy elsewhere
@@ -326,6 +330,7 @@ impl Report {
             layers,
             attention,
             transforms: Vec::new(),
+            learned: Vec::new(),
         }
     }
 }

@@ -4,9 +4,11 @@ use crate::QuantizeError;
 use crate::clock::{Phase, timed};
 use crate::inputs::Packs;
 use crate::methods::attention::{OperandStores, QuantizedAttention, quantize_attention};
-use crate::methods::{SiteResult, SiteWeight, low_rank, quantize_tap};
+use crate::methods::learned::{LearnedBlock, Wanted, learn};
+use crate::methods::{SiteResult, SiteWeight, low_rank, measured, quantize_tap};
+use crate::probe;
 use crate::profile::Profile;
-use crate::recipe::{Calibration, Recipe};
+use crate::recipe::{Calibration, Recipe, Rounding};
 use crate::residual::{Residual, token_weights};
 use crate::store::{Place, Store};
 use crate::tap::TapInputs;
@@ -30,8 +32,22 @@ pub struct QuantizedSite {
     pub profile: Profile,
 }
 
-/// Called after every tap with the number of its layers; an error stops the run.
-pub type OnTap<'a> = &'a mut dyn FnMut(usize) -> Result<(), QuantizeError>;
+/// How a block goes on.
+#[derive(Clone, Copy, Debug)]
+pub enum Advance {
+    /// So many more layers are finished.
+    Layers(usize),
+    /// Steps of learned rounding.
+    Steps {
+        /// How many are done.
+        done: usize,
+        /// Of how many.
+        all: usize,
+    },
+}
+
+/// Called after every tap and before every step of learning; an error stops the run.
+pub type OnTap<'a> = &'a mut dyn FnMut(Advance) -> Result<(), QuantizeError>;
 
 /// What every block of a run shares.
 pub struct Surroundings<'a> {
@@ -140,6 +156,8 @@ pub struct QuantizedBlock {
     pub sites: Vec<QuantizedSite>,
     /// Its attention, if that is quantized.
     pub attention: Option<QuantizedAttention>,
+    /// What learned rounding did, if the recipe has it and a layer is quantized.
+    pub learned: Option<LearnedBlock>,
 }
 
 /// Quantizes the layers of one block for its input `hidden`.
@@ -153,9 +171,72 @@ pub fn quantize_block(
     around: &Surroundings,
     on_tap: OnTap,
 ) -> Result<QuantizedBlock, QuantizeError> {
-    let mut all = std::mem::take(&mut block.linears);
-    all.iter_mut().flatten().for_each(|linear| linear.precision = recipe.products.precision());
-    let mut stream = timed(Phase::Forward, || Stream::enter(&block, around, hidden))?;
+    let precision = recipe.products.precision();
+    block.linears.iter_mut().flatten().for_each(|linear| linear.precision = precision);
+    let choose = &mut |linears: &[Linear], inputs: &TapInputs| quantize_sites(linears, inputs, recipe);
+    if recipe.rounding == Rounding::Learned {
+        return learn_block(block, hidden, recipe, around, choose, on_tap);
+    }
+    let all = std::mem::take(&mut block.linears);
+    stream_block(&block, all, hidden, recipe, around, choose, on_tap)
+}
+
+/// Settles the quantized form of the layers of one tap, `None` for those that are left alone.
+type Choose<'a> = &'a mut dyn FnMut(&[Linear], &TapInputs) -> Result<Vec<Option<SiteResult>>, QuantizeError>;
+
+/// The same with learned rounding: once through the block as without it, then the learning, then once more through the block,
+/// where errors are measured with the codes that were learned.
+fn learn_block(
+    mut block: Block,
+    hidden: Store,
+    recipe: &Recipe,
+    around: &Surroundings,
+    choose: Choose,
+    on_tap: OnTap,
+) -> Result<QuantizedBlock, QuantizeError> {
+    let full = block.linears.clone();
+    let input = probe::copy(&hidden, around.place)?;
+    // The full-precision block's output comes with the stream only if that is not the quantized one's.
+    let wanted = match recipe.calibration {
+        Calibration::FullPrecision => None,
+        Calibration::Sequential => Some(timed(Phase::Forward, || {
+            probe::forward(&block, &hidden, around.rotary, around.layouts, around.place)
+        })?),
+    };
+    let all = std::mem::take(&mut block.linears);
+    let mut quiet = |_| on_tap(Advance::Layers(0));
+    let mut first = stream_block(&block, all, hidden, recipe, around, choose, &mut quiet)?;
+    let streamed = std::mem::replace(&mut first.hidden, Store::empty());
+    let wanted = wanted.unwrap_or(streamed);
+    block.linears.clone_from(&full);
+    probe::replace(&mut block, first);
+    let coded = |l: &Linear| matches!(l.weight, Weight::Quantized(_));
+    let mut learned = None;
+    if block.linears.iter().flatten().any(coded) {
+        let wanted = Wanted::new(&input, &wanted, recipe)?;
+        learned = Some(learn(&mut block, &full, &wanted, recipe, around, on_tap)?);
+    }
+    drop(wanted);
+    block.products = None;
+    let mut taps = std::mem::take(&mut block.linears).into_iter();
+    let measure = &mut |linears: &[Linear], inputs: &TapInputs| {
+        measure_sites(linears, taps.next().unwrap_or_default(), inputs, recipe)
+    };
+    let last = stream_block(&block, full, input, recipe, around, measure, on_tap)?;
+    Ok(QuantizedBlock { learned, ..last })
+}
+
+/// Goes through a block tap by tap, with the full-precision layers `all`.
+fn stream_block(
+    block: &Block,
+    all: Vec<Vec<Linear>>,
+    hidden: Store,
+    recipe: &Recipe,
+    around: &Surroundings,
+    choose: Choose,
+    on_tap: OnTap,
+) -> Result<QuantizedBlock, QuantizeError> {
+    let mut stream = timed(Phase::Forward, || Stream::enter(block, around, hidden))?;
     let (mut done, mut attention) = (Vec::new(), None);
     let mut taps = all.into_iter().enumerate().peekable();
     while let Some((t, linears)) = taps.next() {
@@ -170,7 +251,7 @@ pub fn quantize_block(
         };
         // Lend the activations to the method, and take them back.
         let inputs = TapInputs { x: std::mem::replace(&mut stream.x, Store::empty()), weights };
-        let results = quantize_sites(&linears, &inputs, recipe)?;
+        let results = choose(&linears, &inputs)?;
         stream.x = inputs.x;
         let sequential = recipe.calibration == Calibration::Sequential;
         let (linears, rest) = match sequential {
@@ -187,7 +268,7 @@ pub fn quantize_block(
             None => timed(Phase::Forward, || stream.advance(t, &linears))?,
             Some(output) => {
                 let operands = timed(Phase::Forward, || stream.operands(&linears))?;
-                let chosen = quantize_attention(&block, &operands, around.layouts, output, recipe)?;
+                let chosen = quantize_attention(block, &operands, around.layouts, output, recipe)?;
                 let through = sequential.then_some(&chosen.stored);
                 timed(Phase::Forward, || stream.attend(operands, through))?;
                 attention = Some(chosen);
@@ -196,9 +277,9 @@ pub fn quantize_block(
         if let Some(results) = rest {
             done.extend(replace(linears, results).1);
         }
-        on_tap(tap.sites.len())?;
+        on_tap(Advance::Layers(tap.sites.len()))?;
     }
-    Ok(QuantizedBlock { hidden: stream.carry, sites: done, attention })
+    Ok(QuantizedBlock { hidden: stream.carry, sites: done, attention, learned: None })
 }
 
 /// The input of the first block for every pack of inputs.
@@ -316,6 +397,32 @@ pub(crate) fn quantize_sites(
         low_rank::compensate(inputs, full, &mut results, rank, recipe)?;
     }
     let mut results = results.into_iter();
+    Ok(chosen.iter().map(|c| if *c { results.next() } else { None }).collect())
+}
+
+/// Measures the layers of one tap with codes that are known: `linears` are the full-precision ones.
+fn measure_sites(
+    linears: &[Linear],
+    coded: Vec<Linear>,
+    inputs: &TapInputs,
+    recipe: &Recipe,
+) -> Result<Vec<Option<SiteResult>>, QuantizeError> {
+    let sample = timed(Phase::Statistics, || inputs.sample(recipe.sample_tokens, recipe.seed))?;
+    let channel_max = timed(Phase::Statistics, || inputs.channel_max())?;
+    let (mut sites, mut stored, mut chosen) = (Vec::new(), Vec::new(), Vec::new());
+    for (full, coded) in linears.iter().zip(coded) {
+        let weight = match coded.weight {
+            Weight::Quantized(weight) => Some(weight),
+            Weight::Stored(..) => None,
+        };
+        let layer = StoredLayer { weight, input: coded.input, low_rank: None };
+        chosen.push(layer.weight.is_some() || layer.input.is_some());
+        if layer.weight.is_some() || layer.input.is_some() {
+            sites.push(SiteWeight { site: full.site.clone(), weight: full.weight.to_f32() });
+            stored.push(layer);
+        }
+    }
+    let mut results = measured(&sample, &channel_max, sites, stored, recipe.products.precision()).into_iter();
     Ok(chosen.iter().map(|c| if *c { results.next() } else { None }).collect())
 }
 

@@ -98,7 +98,7 @@ pub(crate) fn run(
         written.and(worked)
     })?;
     let attention = attention.iter().map(|(name, stored)| AttentionReport::of_stored(name, stored));
-    output.finish(id, layers, attention.collect(), Vec::new())
+    output.finish(id, layers, attention.collect(), Vec::new(), Vec::new())
 }
 
 /// The quantizers of keys and values by the names of attentions: schemes that take all scales at run time.

@@ -71,6 +71,7 @@ fn report(blocks: usize) -> Report {
         layers,
         attention: Vec::new(),
         transforms: Vec::new(),
+        learned: Vec::new(),
     }
 }
 

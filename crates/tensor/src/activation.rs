@@ -73,6 +73,58 @@ pub fn tanh(x: &mut [f32]) {
     }
 }
 
+/// Replaces every value by the derivative of [`silu`] there: `σ (1 + x (1 − σ))`, `σ = 1 / (1 + e^(−x))`.
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2"))]
+pub fn silu_slope(x: &mut [f32]) {
+    for v in x.iter_mut() {
+        let s = 1.0 / (1.0 + exp(-*v));
+        *v = s * (1.0 + *v * (1.0 - s));
+    }
+}
+
+/// Replaces every value by the derivative of [`gelu`] there: `Φ(x) + x φ(x)`.
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2"))]
+pub fn gelu_slope(x: &mut [f32]) {
+    // 1 / √(2π)
+    const PEAK: f32 = 0.398_942_3;
+    for v in x.iter_mut() {
+        let tail = upper_tail(v.abs());
+        let below = if *v < 0.0 { tail } else { 1.0 - tail };
+        *v = below + *v * (PEAK * exp(-0.5 * *v * *v));
+    }
+}
+
+/// Replaces every value by the derivative of [`gelu_tanh`] there.
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2"))]
+pub fn gelu_tanh_slope(x: &mut [f32]) {
+    const ROOT: f32 = 0.797_884_6;
+    for v in x.iter_mut() {
+        let u = ROOT * (*v + 0.044_715 * *v * *v * *v);
+        let slope = ROOT * (1.0 + 3.0 * 0.044_715 * *v * *v);
+        let s = 1.0 / (1.0 + exp(-2.0 * u));
+        // Far out the flank is flat, and the slope of u overflows.
+        let flank = if v.abs() < 10.0 { 2.0 * *v * slope * (s * (1.0 - s)) } else { 0.0 };
+        *v = s + flank;
+    }
+}
+
+/// Replaces every value by the derivative of [`relu`] there, 0 at 0.
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2"))]
+pub fn relu_slope(x: &mut [f32]) {
+    for v in x.iter_mut() {
+        *v = if *v > 0.0 { 1.0 } else { 0.0 };
+    }
+}
+
+/// Replaces every value by the derivative of [`tanh`] there.
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2"))]
+pub fn tanh_slope(x: &mut [f32]) {
+    for v in x.iter_mut() {
+        let t = tanh_of(*v);
+        *v = 1.0 - t * t;
+    }
+}
+
 #[inline(always)]
 pub(crate) fn tanh_of(x: f32) -> f32 {
     let (a, s) = (x.abs(), x * x);
@@ -94,6 +146,33 @@ mod tests {
         let step = (x + 14.0) / n as f64;
         let inner: f64 = (1..n).map(|i| density(-14.0 + i as f64 * step)).sum();
         step * (inner + 0.5 * density(x))
+    }
+
+    #[test]
+    fn slopes_are_those_of_the_functions() {
+        type Function = fn(&mut [f32]);
+        let pairs: [(Function, Function); 5] = [
+            (silu, silu_slope),
+            (gelu, gelu_slope),
+            (gelu_tanh, gelu_tanh_slope),
+            (relu, relu_slope),
+            (tanh, tanh_slope),
+        ];
+        for (i, (function, slope)) in pairs.into_iter().enumerate() {
+            for k in -80..=80 {
+                let x = k as f32 * 0.1 + 0.013;
+                let h = 1.0 / 256.0;
+                let mut ends = [x - h, x + h];
+                function(&mut ends);
+                let mut got = [x];
+                slope(&mut got);
+                let expected = (ends[1] - ends[0]) / (2.0 * h);
+                assert!((got[0] - expected).abs() < 3e-4, "function {i} at {x}: {} for {expected}", got[0]);
+            }
+            let mut far = [-1e30f32, 1e30];
+            slope(&mut far);
+            assert!(far.iter().all(|v| v.is_finite()), "function {i}: {far:?}");
+        }
     }
 
     #[test]

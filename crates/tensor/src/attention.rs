@@ -56,7 +56,7 @@ impl AttentionShape {
 }
 
 /// Rows of queries computed together.
-const QUERIES: usize = 96;
+pub(crate) const QUERIES: usize = 96;
 
 /// `softmax(q kᵀ · scale) v`, head by head and sequence by sequence: `q` is `[tokens, heads · head_dim]`, `k` and `v`
 /// `[tokens, kv_heads · head_dim]`, the result shaped as `q`. `layout` says which rows form sequences.
@@ -156,22 +156,8 @@ impl<'a> Queries<'a> {
             }
             for run in &self.runs {
                 for (i, row) in run.rows.clone().enumerate() {
-                    let position = run.position + i;
                     let row = &mut scores[(row - self.first) * keys..][..keys];
-                    let hidden = shape.first_seen(position) - self.from;
-                    let seen = if shape.causal { position + 1 - self.from } else { keys };
-                    row[..hidden].fill(0.0);
-                    row[seen..].fill(0.0);
-                    let row = &mut row[hidden..seen];
-                    row.iter_mut().for_each(|s| *s *= shape.scale);
-                    if let Some(cap) = shape.soft_cap {
-                        row.iter_mut().for_each(|s| *s = cap * tanh_of(*s / cap));
-                    }
-                    if shape.alibi {
-                        let slope = shape.slope(head);
-                        let first = hidden + self.from;
-                        row.iter_mut().enumerate().for_each(|(c, s)| *s += slope * (first + c) as f32);
-                    }
+                    let row = shape.weigh(head, run.position + i, self.from, row);
                     softmax(row);
                     if let Some(between) = between {
                         between(head, row);
@@ -212,8 +198,34 @@ impl<'a> Queries<'a> {
 }
 
 impl AttentionShape {
+    /// Makes what goes into the softmax of the products of one query at `position` with the keys at positions from `from` on:
+    /// those that it sees are the result, the others become 0.
+    pub(crate) fn weigh<'a>(
+        &self,
+        head: usize,
+        position: usize,
+        from: usize,
+        row: &'a mut [f32],
+    ) -> &'a mut [f32] {
+        let hidden = self.first_seen(position) - from;
+        let seen = if self.causal { position + 1 - from } else { row.len() };
+        row[..hidden].fill(0.0);
+        row[seen..].fill(0.0);
+        let row = &mut row[hidden..seen];
+        row.iter_mut().for_each(|s| *s *= self.scale);
+        if let Some(cap) = self.soft_cap {
+            row.iter_mut().for_each(|s| *s = cap * tanh_of(*s / cap));
+        }
+        if self.alibi {
+            let slope = self.slope(head);
+            let first = hidden + from;
+            row.iter_mut().enumerate().for_each(|(c, s)| *s += slope * (first + c) as f32);
+        }
+        row
+    }
+
     /// The first position that a token at `position` sees.
-    fn first_seen(&self, position: usize) -> usize {
+    pub(crate) fn first_seen(&self, position: usize) -> usize {
         match self.window {
             Some(window) if self.causal => (position + 1).saturating_sub(window),
             _ => 0,

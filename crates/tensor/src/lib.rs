@@ -7,6 +7,7 @@
 
 mod activation;
 mod attention;
+mod attention_backward;
 mod cholesky;
 mod layout;
 mod matrix;
@@ -16,16 +17,19 @@ mod ops;
 mod product;
 mod random;
 
-pub use activation::{gelu, gelu_tanh, relu, silu, tanh};
+pub use activation::{
+    gelu, gelu_slope, gelu_tanh, gelu_tanh_slope, relu, relu_slope, silu, silu_slope, tanh, tanh_slope,
+};
 pub use attention::{AttentionShape, OnProbabilities, attention, attention_through};
+pub use attention_backward::attention_backward;
 pub use cholesky::{NotPositiveDefinite, cholesky_in_place, solve_lower, solve_lower_transposed};
 pub use layout::Layout;
 pub use matrix::Matrix;
 pub use microkernel::{Isa, isa};
 pub use operand::{Columns, Operand, Rows, Stored};
 pub use ops::{
-    Rotary, add_assign, dot, kl_divergence, layer_norm, log_sum_exp, rms_norm, scale_columns, softmax,
-    sum_of_squares,
+    Rotary, add_assign, dot, kl_divergence, layer_norm, layer_norm_backward, log_sum_exp, rms_norm,
+    rms_norm_backward, scale_columns, softmax, sum_of_squares,
 };
 pub use product::{Precision, gram, mirror, product, product_into};
 pub use random::mix;

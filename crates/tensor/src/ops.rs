@@ -84,6 +84,46 @@ pub fn layer_norm(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: &mut [
     }
 }
 
+/// The gradient of [`rms_norm`] with respect to its input, for the gradient `grad` of its output: with `u = w ∘ grad` and
+/// `r = 1 / sqrt(mean(x²) + eps)`, `out_j = r (u_j − x_j r² mean(x ∘ u))`.
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2"))]
+pub fn rms_norm_backward(x: &[f32], weight: &[f32], eps: f32, grad: &[f32], out: &mut [f32]) {
+    let n = weight.len();
+    let rows = x.chunks_exact(n).zip(grad.chunks_exact(n)).zip(out.chunks_exact_mut(n));
+    for ((row, grad), out) in rows {
+        let mean = reduce(row, row, |a, b| a * b) / n as f64;
+        let inverse = (1.0 / (mean + f64::from(eps)).sqrt()) as f32;
+        for ((o, g), w) in out.iter_mut().zip(grad).zip(weight) {
+            *o = g * w;
+        }
+        let along = (reduce(row, out, |a, b| a * b) / n as f64) as f32 * inverse * inverse;
+        for (o, v) in out.iter_mut().zip(row) {
+            *o = inverse * (*o - v * along);
+        }
+    }
+}
+
+/// The gradient of [`layer_norm`] with respect to its input, for the gradient `grad` of its output: with `u = w ∘ grad`,
+/// `r = 1 / sqrt(var + eps)` and `z = (x − mean) r`, `out_j = r (u_j − mean(u) − z_j mean(z ∘ u))`.
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2"))]
+pub fn layer_norm_backward(x: &[f32], weight: &[f32], eps: f32, grad: &[f32], out: &mut [f32]) {
+    let n = weight.len();
+    let rows = x.chunks_exact(n).zip(grad.chunks_exact(n)).zip(out.chunks_exact_mut(n));
+    for ((row, grad), out) in rows {
+        let mean = (reduce(row, row, |a, _| a) / n as f64) as f32;
+        let var = reduce(row, row, |a, _| (a - mean) * (a - mean)) / n as f64;
+        let inverse = (1.0 / (var + f64::from(eps)).sqrt()) as f32;
+        for ((o, g), w) in out.iter_mut().zip(grad).zip(weight) {
+            *o = g * w;
+        }
+        let level = (reduce(out, out, |a, _| a) / n as f64) as f32;
+        let along = (reduce(row, out, |a, b| (a - mean) * b) / n as f64) as f32 * inverse * inverse;
+        for (o, v) in out.iter_mut().zip(row) {
+            *o = inverse * (*o - level - (v - mean) * along);
+        }
+    }
+}
+
 /// `e^x` to about one unit in the last place for `x ≤ 88`, 0 below −87: Cody and Waite's reduction and a polynomial of
 /// degree 6, in plain multiplications and additions so that every instruction set gives the same bits.
 #[inline(always)]
@@ -165,13 +205,36 @@ impl Rotary {
         head_dim: usize,
         positions: impl Iterator<Item = usize>,
     ) {
+        self.turn(x, heads * head_dim, head_dim, positions, 1.0);
+    }
+
+    /// The transpose of [`apply`](Self::apply), which turns a gradient of its result into one of its argument.
+    pub fn apply_transposed(
+        &self,
+        x: &mut [f32],
+        heads: usize,
+        head_dim: usize,
+        positions: impl Iterator<Item = usize>,
+    ) {
+        self.turn(x, heads * head_dim, head_dim, positions, -1.0);
+    }
+
+    /// Turns the heads of rows of `width` values forwards (`sign` 1) or backwards (−1).
+    fn turn(
+        &self,
+        x: &mut [f32],
+        width: usize,
+        head_dim: usize,
+        positions: impl Iterator<Item = usize>,
+        sign: f32,
+    ) {
         let half = self.half;
-        for (row, p) in x.chunks_exact_mut(heads * head_dim).zip(positions) {
+        for (row, p) in x.chunks_exact_mut(width).zip(positions) {
             let (cos, sin) = (&self.cos[p * half..][..half], &self.sin[p * half..][..half]);
             for head in row.chunks_exact_mut(head_dim) {
                 let (a, rest) = head.split_at_mut(half);
                 for (((a, b), c), s) in a.iter_mut().zip(rest).zip(cos).zip(sin) {
-                    let (x, y) = (*a, *b);
+                    let (x, y, s) = (*a, *b, sign * s);
                     *a = x * c - y * s;
                     *b = y * c + x * s;
                 }
@@ -234,6 +297,49 @@ mod tests {
         let mean = -1.0 / 3.0;
         let var = ((1.0f64 - mean).powi(2) + (2.0 - mean).powi(2) + (-4.0 - mean).powi(2)) / 3.0;
         assert!((f64::from(out[1]) - (0.5 * (2.0 - mean) / (var + 1e-5).sqrt() + 0.2)).abs() < 1e-6);
+    }
+
+    #[test]
+    fn gradients_of_norms_are_their_differences() {
+        let (n, h) = (19, 1.0 / 128.0);
+        let value = |i: usize, k: usize| ((i * 7919 + k * 104_729) % 1000) as f32 / 250.0 - 1.7;
+        let [x, w, b, g] = [0, 1, 2, 3].map(|k| (0..n).map(|i| value(i, k)).collect::<Vec<f32>>());
+        // The scalar whose gradient is asked for, `g · norm(x)`.
+        let scalar = |x: &[f32], layer: bool| {
+            let mut out = vec![0.0; n];
+            if layer {
+                layer_norm(x, &w, &b, 1e-3, &mut out)
+            } else {
+                rms_norm(x, &w, 1e-3, &mut out)
+            }
+            out.iter().zip(&g).map(|(o, g)| f64::from(*o) * f64::from(*g)).sum::<f64>()
+        };
+        for layer in [false, true] {
+            let mut got = vec![0.0; n];
+            if layer {
+                layer_norm_backward(&x, &w, 1e-3, &g, &mut got);
+            } else {
+                rms_norm_backward(&x, &w, 1e-3, &g, &mut got);
+            }
+            for j in 0..n {
+                let mut moved = [x.clone(), x.clone()];
+                moved[0][j] -= h;
+                moved[1][j] += h;
+                let expected = (scalar(&moved[1], layer) - scalar(&moved[0], layer)) / f64::from(2.0 * h);
+                assert!((f64::from(got[j]) - expected).abs() < 1e-3, "{layer} {j}: {} {expected}", got[j]);
+            }
+        }
+    }
+
+    #[test]
+    fn turning_back_is_the_transpose() {
+        let rotary = Rotary::new(&[1.0, 0.1], 1.3, 5);
+        let x: Vec<f32> = (0..24).map(|i| (i * 7 % 11) as f32 - 5.0).collect();
+        let y: Vec<f32> = (0..24).map(|i| (i * 5 % 13) as f32 - 6.0).collect();
+        let (mut turned, mut back) = (x.clone(), y.clone());
+        rotary.apply(&mut turned, 2, 6, [1, 4].into_iter());
+        rotary.apply_transposed(&mut back, 2, 6, [1, 4].into_iter());
+        assert!((dot(&turned, &y) - dot(&x, &back)).abs() < 1e-3);
     }
 
     #[test]

@@ -114,6 +114,12 @@ const FIELDS: &[(&str, &str)] = &[
     ),
     ("low_rank", "rank of a part in bf16 that is added to every quantized weight; 0 for none"),
     ("damping", "of correction and feedback, relative to each channel's second moment"),
+    (
+        "rounding",
+        "given, or learned: the codes of a block improved by the gradient of its output's error (AutoRound; docs/method.md)",
+    ),
+    ("rounding_steps", "of learning for each block"),
+    ("rounding_tokens", "calibration tokens that a step of learning looks at, in whole windows"),
     ("rounds", "of the search, 1 to 100"),
     ("first", "what a round begins with: weight (published) or input"),
     (

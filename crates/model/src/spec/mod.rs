@@ -11,7 +11,10 @@ pub use site::{Part, Site, Stored};
 pub use stem::{Extra, ImageStem, Resampling, StemSpec, TextStem};
 
 use crate::{Input, Rope};
-use halfbyte_tensor::{Matrix, Rotary, gelu, gelu_tanh, relu, silu, tanh};
+use halfbyte_tensor::{
+    Matrix, Rotary, gelu, gelu_slope, gelu_tanh, gelu_tanh_slope, relu, relu_slope, silu, silu_slope, tanh,
+    tanh_slope,
+};
 
 /// A network as data.
 #[derive(Clone, Debug)]
@@ -193,6 +196,17 @@ impl Activation {
             Self::GeluTanh => gelu_tanh(&mut x.data),
             Self::Relu => relu(&mut x.data),
             Self::Tanh => tanh(&mut x.data),
+        }
+    }
+
+    /// Replaces every value by the derivative there.
+    pub fn slope(self, x: &mut Matrix) {
+        match self {
+            Self::Silu => silu_slope(&mut x.data),
+            Self::Gelu => gelu_slope(&mut x.data),
+            Self::GeluTanh => gelu_tanh_slope(&mut x.data),
+            Self::Relu => relu_slope(&mut x.data),
+            Self::Tanh => tanh_slope(&mut x.data),
         }
     }
 }

@@ -4,20 +4,17 @@
 //! The layers of a tap share NVFP4's tensor scales, that of the weights and that of the input: engines fuse q/k/v and
 //! gate/up into one product.
 
-use super::{SiteResult, SiteWeight, gptq, output_error};
+use super::{SiteResult, SiteWeight, gptq, measured};
 use crate::QuantizeError;
-use crate::profile::{Profile, short, weight_histogram};
 use crate::recipe::{Recipe, Scales};
 use crate::search::clipped_scales;
-use crate::tap::{Sample, TapInputs, quantized};
-use halfbyte_checkpoint::{LayerScheme, RawTensor};
+use crate::tap::{Sample, TapInputs};
+use halfbyte_checkpoint::{LayerScheme, RawTensor, StoredLayer};
 use halfbyte_formats::block::tensor_scale;
 use halfbyte_formats::{
     BlockQuantizer, Granularity, InputQuantizer, QuantizedMatrix, ScaleFormat, Scheme, kernel,
 };
-use halfbyte_tensor::Matrix;
 use rayon::prelude::*;
-use std::borrow::Cow;
 
 /// Quantizes the layers of one tap.
 pub(super) fn quantize_tap(
@@ -72,32 +69,12 @@ pub(super) fn quantize_tap(
             );
         }
     }
-    let mut results = Vec::with_capacity(sites.len());
-    // The inputs as the layer before saw them: nearly always the same.
-    let mut last: Option<(Option<InputQuantizer>, Cow<Matrix>)> = None;
-    for ((SiteWeight { weight, .. }, layer), coded) in sites.into_iter().zip(layers).zip(coded) {
+    let mut stored = Vec::with_capacity(sites.len());
+    for (layer, weight) in layers.iter().zip(coded) {
         let input = input_quantizer(channel_max, layer.input)?;
-        let (_, seen) = match last.take().filter(|l| l.0 == input) {
-            Some(same) => last.insert(same),
-            None => {
-                let seen = match &input {
-                    Some(q) => Cow::Owned(quantized(&sample.x, q)),
-                    None => Cow::Borrowed(&sample.x),
-                };
-                last.insert((input.clone(), seen))
-            }
-        };
-        let values = coded.as_ref().map(QuantizedMatrix::dequantize);
-        let values = values.as_deref().unwrap_or(&weight.data);
-        let (error, signal) =
-            output_error(sample, seen, &weight.data, values, weight.cols, recipe.products.precision());
-        let profile = Profile {
-            channel_max: channel_max.iter().map(|&m| short(m)).collect(),
-            weight_histogram: coded.as_ref().map(|q| weight_histogram(q, &weight.data)).unwrap_or_default(),
-        };
-        results.push(SiteResult { weight: coded, input, low_rank: None, error, signal, profile });
+        stored.push(StoredLayer { weight, input, low_rank: None });
     }
-    Ok(results)
+    Ok(measured(sample, channel_max, sites, stored, recipe.products.precision()))
 }
 
 /// A layer that is left alone.

@@ -6,6 +6,7 @@ mod correct;
 mod feedback;
 mod fpq;
 mod gptq;
+pub(crate) mod learned;
 pub(crate) mod low_rank;
 mod minmax;
 
@@ -14,7 +15,7 @@ use crate::clock::{Phase, timed};
 use crate::profile::{Profile, short, weight_histogram};
 use crate::recipe::{Method, Recipe};
 use crate::tap::{Sample, TapInputs, quantized, scale_rows};
-use halfbyte_checkpoint::LowRank;
+use halfbyte_checkpoint::{LowRank, StoredLayer};
 use halfbyte_formats::{Element, Granularity, InputQuantizer, QuantizedMatrix, Scheme};
 use halfbyte_model::Site;
 use halfbyte_tensor::{Matrix, Precision, Rows, product_into, sum_of_squares};
@@ -177,6 +178,43 @@ fn finish(
         });
     }
     Ok(())
+}
+
+/// What layers with these codes and input quantizers do on the sample.
+pub(crate) fn measured(
+    sample: &Sample,
+    channel_max: &[f32],
+    sites: Vec<SiteWeight>,
+    stored: Vec<StoredLayer>,
+    precision: Precision,
+) -> Vec<SiteResult> {
+    let mut results = Vec::with_capacity(sites.len());
+    // The inputs as the layer before saw them: nearly always the same.
+    let mut last: Option<(Option<InputQuantizer>, Cow<Matrix>)> = None;
+    for (SiteWeight { weight, .. }, StoredLayer { weight: coded, input, .. }) in sites.into_iter().zip(stored)
+    {
+        let (_, seen) = match last.take().filter(|l| l.0 == input) {
+            Some(same) => last.insert(same),
+            None => {
+                let seen = match &input {
+                    Some(q) => Cow::Owned(quantized(&sample.x, q)),
+                    None => Cow::Borrowed(&sample.x),
+                };
+                last.insert((input.clone(), seen))
+            }
+        };
+        let values = coded.as_ref().map(QuantizedMatrix::dequantize);
+        let values = values.as_deref().unwrap_or(&weight.data);
+        let (error, signal) = timed(Phase::Measure, || {
+            output_error(sample, seen, &weight.data, values, weight.cols, precision)
+        });
+        let profile = Profile {
+            channel_max: channel_max.iter().map(|&m| short(m)).collect(),
+            weight_histogram: coded.as_ref().map(|q| weight_histogram(q, &weight.data)).unwrap_or_default(),
+        };
+        results.push(SiteResult { weight: coded, input, low_rank: None, error, signal, profile });
+    }
+    results
 }
 
 /// Bytes of one temporary of a method; rows of a weight are worked on in pieces of that size.
