@@ -90,7 +90,9 @@ pub(crate) fn candidates(
     args: &RecipeArgs,
     architecture: &Architecture,
 ) -> anyhow::Result<Vec<Recipe>> {
-    target.recipes(|name| chosen(&RecipeArgs { recipe: name.into(), ..args.clone() }, architecture, true))
+    target.recipes(architecture, |name| {
+        chosen(&RecipeArgs { recipe: name.into(), ..args.clone() }, architecture, true)
+    })
 }
 
 /// A misspelt layer would be quantized silently.

@@ -4,7 +4,9 @@
 mod util;
 
 use halfbyte_model::Model;
-use halfbyte_quantize::{AutoJob, Recipe, choose_recipe};
+use halfbyte_model::architectures::describe;
+use halfbyte_quantize::{AutoJob, AutoTarget, Recipe, choose_recipe};
+use std::collections::BTreeSet;
 use std::time::Duration;
 use util::*;
 
@@ -49,4 +51,26 @@ fn bits_are_allocated_in_the_rotated_network() {
     let report = tried(&model, &recipe(Some(most))).0;
     assert!(report.bits_per_weight <= f64::from(most) && report.bits_per_weight > least.bits_per_weight);
     assert!(report.mean_relative_error < least.mean_relative_error);
+}
+
+#[test]
+fn every_target_has_candidates_that_fit_the_network() {
+    use AutoTarget::{Fpq, Mxfp4, Mxfp4W4a16, Nvfp4, Nvfp4W4a16};
+    for target in [Nvfp4, Nvfp4W4a16, Mxfp4, Mxfp4W4a16, Fpq] {
+        let names = |network: &str| -> BTreeSet<String> {
+            // The golden config, wide enough for whole blocks.
+            let config = std::fs::read(family(network).join("config.json")).unwrap();
+            let mut config: serde_json::Value = serde_json::from_slice(&config).unwrap();
+            (config["hidden_size"], config["intermediate_size"]) = (128.into(), 256.into());
+            let architecture = describe(&config).unwrap();
+            let recipes = target.recipes(&architecture, Recipe::named).unwrap();
+            recipes.into_iter().map(|r| r.name).collect()
+        };
+        let (llama, bert) = (names("llama"), names("bert"));
+        assert!(llama.len() >= 4 && bert.len() >= 2, "{target:?}: {llama:?} {bert:?}");
+        // BERT's norms cannot be rotated, and everything else is tried there too.
+        let rotated = |names: &BTreeSet<String>| names.iter().any(|n| n.contains("rotate"));
+        assert_eq!(rotated(&llama), matches!(target, Mxfp4 | Fpq), "{target:?}");
+        assert!(!rotated(&bert) && bert.is_subset(&llama), "{target:?}");
+    }
 }
