@@ -26,9 +26,7 @@ mod cost {
     /// Program and threads.
     pub(super) const PROCESS: u64 = 12 << 20;
     /// Of everything else one part in so many is lost between allocations that do not fit into each other's room.
-    pub(super) const ALLOCATOR_SHARE: u64 = 12;
-    /// The same where roundings are learned: gradients of all shapes leave more holes.
-    pub(super) const LEARNING_SHARE: u64 = 8;
+    pub(super) const ALLOCATOR_SHARE: u64 = 8;
     /// Bytes that the tokenizer takes for a byte of tokenizer.json.
     pub(super) const TOKENIZER: u64 = 16;
     /// Temporaries of a search or correction over a piece of a group's rows.
@@ -469,11 +467,7 @@ impl Shape<'_> {
         if self.recipe.allocates() {
             largest.terms.push(("copies of a block", self.allocation_bytes()?));
         }
-        let share = match self.recipe.rounding {
-            Rounding::Learned => cost::LEARNING_SHARE,
-            Rounding::Given => cost::ALLOCATOR_SHARE,
-        };
-        largest.terms.push(("allocator", largest.peak_bytes() / share));
+        largest.terms.push(("allocator", largest.peak_bytes() / cost::ALLOCATOR_SHARE));
         Ok(largest)
     }
 

@@ -86,6 +86,8 @@ impl Auto {
             predicted_peak = predicted_peak.max(plan.memory.peak_bytes() + trial_bytes(&model.architecture));
             activation_memory = activation_memory.min(options.activation_memory);
         }
+        // What one candidate gives back does not fit the next one's tensors everywhere.
+        predicted_peak += predicted_peak / CANDIDATES_SHARE;
         if let Some(limit) = args.calibration.memory_limit.filter(|limit| predicted_peak > *limit) {
             return Err(Failure::new(format!(
                 "trying recipes would need about {}, more than --memory-limit {}",
@@ -116,6 +118,9 @@ impl Auto {
         Ok(Self { recipe, file: choice.without_times().to_json()?, choice, predicted_peak })
     }
 }
+
+/// One part in so many is lost between candidates.
+const CANDIDATES_SHARE: u64 = 16;
 
 /// How long `auto` tries where no option says so.
 const BUDGET: Duration = Duration::from_secs(600);
