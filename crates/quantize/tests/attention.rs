@@ -6,24 +6,10 @@ mod util;
 use halfbyte_checkpoint::StoredAttention;
 use halfbyte_formats::{Element, InputQuantizer, ProbabilityQuantizer};
 use halfbyte_model::{Input, Model, Operands};
-use halfbyte_quantize::{Job, ProbabilityScale, Progress, QuantizeError, Recipe, quantize};
+use halfbyte_quantize::{Job, ProbabilityScale, QuantizeError, Recipe, quantize};
 use halfbyte_tensor::{Layout, Matrix};
-use std::collections::BTreeMap;
 use std::path::Path;
-use util::{Silent, families, family, inputs, job, tried};
-
-/// Stops after so many calls.
-struct Patience(usize);
-
-impl Progress for Patience {
-    fn begin(&mut self, _: usize, _: usize) {}
-    fn advance(&mut self, _: usize) {
-        self.0 = self.0.saturating_sub(1);
-    }
-    fn stopped(&self) -> bool {
-        self.0 == 0
-    }
-}
+use util::{Patience, Silent, contents, families, family, inputs, job, tried};
 
 fn number(i: usize, seed: usize) -> f32 {
     (((i * 7919 + seed * 104_729) % 1000) as f32 - 500.0) / 250.0
@@ -40,11 +26,6 @@ fn relative_error(model: &Model, recipe: &Recipe) -> f64 {
     let (report, error) = tried(model, recipe);
     assert_eq!(report.attention.len(), model.architecture.blocks.len());
     error
-}
-
-fn contents(dir: &Path) -> BTreeMap<String, Vec<u8>> {
-    let entries = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap());
-    entries.map(|e| (e.file_name().into_string().unwrap(), std::fs::read(e.path()).unwrap())).collect()
 }
 
 #[test]
