@@ -62,6 +62,34 @@ fn ranking_by_the_diagonal_costs_little() {
 }
 
 #[test]
+fn ranking_does_not_clip_everything_where_channels_add_up() {
+    // Like a classifier: every channel says the same of a token, and its weights agree with it.
+    let (tokens, channels) = (120, 96);
+    let sign = |j: usize| if j % 3 == 0 { -1.0 } else { 1.0 };
+    let mut x = random(tokens, channels, 11);
+    for (t, row) in x.data.chunks_exact_mut(channels).enumerate() {
+        let class = if t % 2 == 0 { 0.3 } else { -0.25 };
+        row.iter_mut().enumerate().for_each(|(j, v)| *v = 0.05 * *v + class * sign(j));
+    }
+    let mut store = Store::new(&Place::Memory, channels, &[tokens]).unwrap();
+    store.put(0, x).unwrap();
+    let inputs = TapInputs { x: store, weights: None };
+    for (outputs, limit) in [(2, 5e-3), (40, 0.02)] {
+        let mut weight = random(outputs, channels, 12);
+        for (i, row) in weight.data.chunks_exact_mut(channels).enumerate() {
+            let side = if i % 2 == 0 { 0.05 } else { -0.05 };
+            row.iter_mut().enumerate().for_each(|(j, v)| *v = 0.01 * *v + side * sign(j));
+        }
+        for name in ["fpq-baseline-w4a4", "fpq-published-w4a4"] {
+            let site =
+                SiteWeight { site: Site::new("classifier", outputs, channels), weight: weight.clone() };
+            let found = quantize_tap(&inputs, vec![site], &recipe(name, Search::Ranked)).unwrap().remove(0);
+            assert!(found.relative_error() < limit, "{name}, {outputs} outputs: {}", found.relative_error());
+        }
+    }
+}
+
+#[test]
 fn each_part_of_the_default_recipe_lowers_the_error() {
     let inputs = inputs(400, 48);
     let error = |change: &dyn Fn(&mut Recipe)| {

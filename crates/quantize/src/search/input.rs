@@ -73,13 +73,24 @@ pub fn search_input(
             ShiftRule::Error => by_error(problem, &form, element, grid),
         })
         .collect();
-    let finalists = exactness.count(candidates.len());
+    let finalists = match exactness.count(candidates.len()) {
+        // As cheap as ranking, and ranking is at its worst here.
+        n if n > 1 && problem.weight.rows <= FEW_OUTPUTS => candidates.len(),
+        n => n,
+    };
     if finalists < candidates.len() {
         let scores: Vec<f64> = candidates
             .par_iter()
             .map(|c| c.score.unwrap_or_else(|| form.diagonal_error(problem, &c.quantizer)))
             .collect();
-        let keep = best_indices(&scores, finalists);
+        let mut keep = best_indices(&scores, finalists);
+        if finalists > 1 {
+            // The diagonal does not see that channels' errors add up, and its linear term may then favour clipping
+            // everything away. The scale of the largest magnitude is always there to compare with.
+            let others: Vec<usize> =
+                (0..candidates.len()).filter(|i| candidates[*i].unclipped && !keep.contains(i)).collect();
+            keep.extend(others);
+        }
         candidates = keep.into_iter().map(|i| candidates[i].clone()).collect();
     }
     if let [only] = &candidates[..] {
@@ -105,11 +116,22 @@ pub fn search_input(
     best
 }
 
+/// Outputs up to which all candidates are compared by the full error: a classifier's, where channels agree on the output.
+const FEW_OUTPUTS: usize = 16;
+
 #[derive(Clone)]
 struct Candidate {
     quantizer: InputQuantizer,
     /// The diagonal's error, where it is known already.
     score: Option<f64>,
+    /// Whether its scale is the nearest to that of the largest magnitude.
+    unclipped: bool,
+}
+
+/// The position of the scale that is nearest to `base`, as a ratio.
+fn nearest(scales: &[f32], base: f32) -> Option<usize> {
+    let distance = |i: &usize| (f64::from(scales[*i]) / f64::from(base)).ln().abs();
+    (0..scales.len()).min_by(|a, b| distance(a).total_cmp(&distance(b)))
 }
 
 /// The published candidates: multiples of the least channel bias, shifts by the published rule.
@@ -117,15 +139,17 @@ fn by_maximum(problem: &InputProblem, element: Element, grid: &Grid, rule: Shift
     // The least channel bias is that of the largest magnitude.
     let largest = problem.channel_max.iter().copied().fold(0.0f32, f32::max);
     let base = element.scale_from_max(largest);
-    grid.factors()
+    let scales: Vec<f32> = grid.factors().into_iter().map(|f| grid.scale(element, f, base)).collect();
+    let whole = nearest(&scales, base);
+    scales
         .into_iter()
-        .map(|factor| {
-            let scale = grid.scale(element, factor, base);
+        .enumerate()
+        .map(|(i, scale)| {
             let quantizer = match rule {
                 ShiftRule::None => InputQuantizer::new(element, scale, Vec::new()),
                 _ => InputQuantizer::with_published_shifts(element, scale, problem.channel_max),
             };
-            Candidate { quantizer, score: None }
+            Candidate { quantizer, score: None, unclipped: whole == Some(i) }
         })
         .collect()
 }
@@ -152,12 +176,14 @@ fn by_error(problem: &InputProblem, form: &Form, element: Element, grid: &Grid) 
     let largest = problem.channel_max.iter().copied().fold(0.0f32, f32::max);
     let top = element.scale_from_max(largest) * grid.high;
     let tensor_steps = grid_octaves(grid) * LATTICE;
+    let base = element.scale_from_max(largest);
     let max_shift = usize::from(problem.max_shift);
     let lattice: Vec<f32> = (0..=tensor_steps + max_shift * LATTICE)
         .map(|i| {
             (f64::from(top) * (-(i as f64) / LATTICE as f64).exp2()).max(f64::from(f32::MIN_POSITIVE)) as f32
         })
         .collect();
+    let whole = nearest(&lattice[..=tensor_steps], base);
     // errors[j][i]: channel j at lattice scale i. Scales far beyond the grid's range for this channel are left out as long
     // as every tensor scale leaves one within reach of a shift.
     let errors: Vec<Vec<f64>> = (0..problem.x.cols)
@@ -194,7 +220,8 @@ fn by_error(problem: &InputProblem, form: &Form, element: Element, grid: &Grid) 
                 })
                 .collect();
 
-            Candidate { quantizer: InputQuantizer::new(element, lattice[i], shifts), score: Some(score) }
+            let quantizer = InputQuantizer::new(element, lattice[i], shifts);
+            Candidate { quantizer, score: Some(score), unclipped: whole == Some(i) }
         })
         .collect()
 }
