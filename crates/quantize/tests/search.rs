@@ -65,7 +65,7 @@ fn ranking_by_the_diagonal_costs_little() {
 fn ranking_does_not_clip_everything_where_channels_add_up() {
     // Like a classifier: every channel says the same of a token, and its weights agree with it.
     let (tokens, channels) = (120, 96);
-    let sign = |j: usize| if j % 3 == 0 { -1.0 } else { 1.0 };
+    let sign = |j: usize| if j.is_multiple_of(3) { -1.0 } else { 1.0 };
     let mut x = random(tokens, channels, 11);
     for (t, row) in x.data.chunks_exact_mut(channels).enumerate() {
         let class = if t % 2 == 0 { 0.3 } else { -0.25 };
