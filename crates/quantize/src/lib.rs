@@ -2,7 +2,6 @@
 
 mod allocation;
 mod auto;
-mod built_in;
 mod choice;
 mod clock;
 mod embedding;
@@ -16,7 +15,6 @@ mod plan;
 mod probe;
 mod profile;
 mod recipe;
-mod recipe_file;
 mod report;
 mod residual;
 pub mod search;
@@ -36,8 +34,10 @@ pub use methods::attention::QuantizedAttention;
 pub use methods::learned::LearnedBlock;
 pub use plan::{Memory, Plan, PlanOptions, PlannedSite, Speed, Work, plan};
 pub use profile::{BINS_PER_UNIT, HISTOGRAM_BINS, Profile, code_counts, weight_histogram};
-pub use recipe::{Calibration, First, Method, ProbabilityScale, Products, Recipe, Rounding, Scales, Search};
-pub use recipe_file::{load_recipe, recipe_toml};
+pub use recipe::{
+    Calibration, First, Method, ProbabilityScale, Products, Recipe, Rounding, Scales, Search, load_recipe,
+    recipe_toml,
+};
 pub use report::{AttentionReport, InputReport, LayerReport, ModelReport, Report, WeightReport};
 pub use store::{Place, Store};
 pub use stream::{Advance, QuantizedBlock, QuantizedSite, Surroundings, quantize_block};

@@ -1,6 +1,6 @@
 //! Recipes in TOML files.
 
-use crate::recipe::Method;
+use super::Method;
 use crate::{QuantizeError, Recipe};
 use std::path::Path;
 

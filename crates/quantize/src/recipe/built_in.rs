@@ -1,6 +1,6 @@
 //! The built-in recipes.
 
-use crate::recipe::{Calibration, First, Method, ProbabilityScale, Products, Scales};
+use super::{Calibration, First, Method, ProbabilityScale, Products, Scales};
 use crate::search::{Grid, ShiftRule};
 use crate::{QuantizeError, Recipe};
 use halfbyte_formats::{ScaleFormat, Scheme};
