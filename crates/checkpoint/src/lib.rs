@@ -35,6 +35,7 @@ pub mod compressed_tensors;
 mod dtype;
 mod error;
 mod file;
+mod folder;
 pub mod gguf;
 mod halfbyte;
 mod header;

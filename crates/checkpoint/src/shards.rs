@@ -4,8 +4,9 @@ use crate::{
     atomic::write_atomic,
     error::WriteError,
     file::SafetensorsFile,
+    folder::{INDEX, SINGLE, is_shard_name},
     header::TensorSpec,
-    source::{Checkpoint, INDEX, SINGLE, is_shard_name},
+    source::Checkpoint,
     space::require_space,
     writer::SafetensorsWriter,
 };
