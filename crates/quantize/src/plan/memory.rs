@@ -10,7 +10,7 @@ use halfbyte_checkpoint::CheckpointError;
 use halfbyte_model::{BlockSpec, Site, StemSpec, Tap};
 
 /// Program and threads.
-const PROCESS: u64 = 12 << 20;
+const PROCESS: u64 = 16 << 20;
 /// Of everything else one part in so many is lost between allocations that do not fit into each other's room.
 const ALLOCATOR_SHARE: u64 = 8;
 /// Bytes that the tokenizer takes for a byte of tokenizer.json.
