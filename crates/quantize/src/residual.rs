@@ -64,14 +64,23 @@ pub(crate) fn token_weights(
                 row.iter_mut().zip(&bias.data).for_each(|(v, b)| *v += b);
             });
         }
-        let inverse = |row: &[f32]| (1.0 / sum_of_squares(row).max(f64::from(f32::MIN_POSITIVE))) as f32;
-        weights.push(seen.data.chunks_exact(stride).map(inverse).collect::<Vec<f32>>());
+        weights.push(seen.data.chunks_exact(stride).map(inverse_square).collect::<Vec<f32>>());
     }
+    scale_to_mean_one(&mut weights);
+    Ok(weights)
+}
+
+/// One over the squared length of a row.
+pub(crate) fn inverse_square(row: &[f32]) -> f32 {
+    (1.0 / sum_of_squares(row).max(f64::from(f32::MIN_POSITIVE))) as f32
+}
+
+/// Scales weights of tokens so that their mean over all windows is one.
+pub(crate) fn scale_to_mean_one(weights: &mut [Vec<f32>]) {
     let count: usize = weights.iter().map(Vec::len).sum();
     let total: f64 = weights.iter().flatten().map(|&w| f64::from(w)).sum();
     let factor = count as f64 / total;
     weights.iter_mut().flatten().for_each(|w| *w = (f64::from(*w) * factor) as f32);
-    Ok(weights)
 }
 
 /// `[directions, hidden]`.

@@ -13,6 +13,7 @@
 use crate::QuantizeError;
 use crate::clock::{Phase, timed};
 use crate::recipe::Recipe;
+use crate::residual::{inverse_square, scale_to_mean_one};
 use crate::store::Store;
 use crate::stream::{Advance, OnTap, Surroundings};
 use halfbyte_formats::{Element, Granularity, QuantizedMatrix, pack};
@@ -60,15 +61,12 @@ impl<'a> Wanted<'a> {
         let mut weights = Vec::with_capacity(output.windows());
         for i in 0..output.windows() {
             let y = output.get(i)?;
-            let inverse = |row: &[f32]| (1.0 / sum_of_squares(row).max(f64::from(f32::MIN_POSITIVE))) as f32;
             weights.push(match recipe.token_weights {
-                true => y.data.chunks_exact(y.cols).map(inverse).collect(),
+                true => y.data.chunks_exact(y.cols).map(inverse_square).collect(),
                 false => vec![1.0; y.rows],
             });
         }
-        let total: f64 = weights.iter().flatten().map(|&w| f64::from(w)).sum();
-        let mean = (total / weights.iter().map(Vec::len).sum::<usize>().max(1) as f64) as f32;
-        weights.iter_mut().flatten().for_each(|w| *w /= mean);
+        scale_to_mean_one(&mut weights);
         Ok(Self { input, output, weights })
     }
 
