@@ -6,7 +6,8 @@ Quantizes to --work/RECIPE (what is finished there is not done again), then runs
 that there are: perplexity, divergence from the original, tasks with paired tests. The page is written after every --group
 recipes. Needs the assets (HALFBYTE_ASSETS, default ../shared) and nothing beyond the standard library. All recipes on SmolLM2
 with 500 rows of each task take hours on two cores; stopped at any moment, the same command goes on where it was. --recipes,
---limit and --windows make it smaller.
+--limit and --windows make it smaller. Its figures are in a file _recipes.jsonl beside it. Text of the page below a line
+"<!-- notes -->" is kept.
 """
 import argparse
 import json
@@ -15,6 +16,7 @@ import pathlib
 import subprocess
 
 ASSETS = pathlib.Path(os.environ.get("HALFBYTE_ASSETS", "../shared"))
+NOTES = "<!-- notes -->"
 TASKS = "boolq,piqa,hellaswag,winogrande,arc_easy,arc_challenge,openbookqa"
 
 
@@ -105,7 +107,10 @@ def write(args, recipes, tasks, left_out):
                  + ". \\* differs from the original with p < 0.05 in McNemar's exact test."]
     if left_out:
         page += ["", "Not measured: " + ", ".join(left_out) + "."]
-    args.out.write_text("\n".join(page) + "\n")
+    notes = args.out.read_text().partition(NOTES)[2] if args.out.exists() else ""
+    args.out.write_text("\n".join(page) + "\n" + (NOTES + notes if notes else ""))
+    lines = [json.dumps({"recipe": name} | model) for name, model in zip(["original", *recipes], found["models"])]
+    args.out.with_name(args.out.stem + "_recipes.jsonl").write_text("\n".join(lines) + "\n")
     print(f"wrote {args.out} with {len(recipes)} recipes", flush=True)
 
 
