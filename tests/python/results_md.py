@@ -109,7 +109,8 @@ def write(args, recipes, tasks, left_out):
         page += ["", "Not measured: " + ", ".join(left_out) + "."]
     notes = args.out.read_text().partition(NOTES)[2] if args.out.exists() else ""
     args.out.write_text("\n".join(page) + "\n" + (NOTES + notes if notes else ""))
-    lines = [json.dumps({"recipe": name} | model) for name, model in zip(["original", *recipes], found["models"])]
+    lines = [json.dumps(model | {"model": args.name or args.model.name, "quantized": name})
+             for name, model in zip([None, *recipes], found["models"])]
     args.out.with_name(args.out.stem + "_recipes.jsonl").write_text("\n".join(lines) + "\n")
     print(f"wrote {args.out} with {len(recipes)} recipes", flush=True)
 
