@@ -66,6 +66,7 @@ fn an_exported_folder_evaluates_to_the_same_perplexity() {
         ("int8-w8a8", "vllm-int"),
         ("nvfp4-gptq-w4a16", "vllm-nvfp4,modelopt,gguf-nvfp4"),
         ("mxfp4-gptq-w4a4", "vllm-mxfp4,gguf-mxfp4"),
+        ("nvfp4-pow2-gptq-w4a4", "vllm-nvfp4,modelopt,gguf-nvfp4"),
         ("int4-g32-gptq-w4a16", "vllm-int"),
     ] {
         let (folder, exports) = (scratch.path(recipe), scratch.path(&format!("{recipe}-exports")));

@@ -15,7 +15,7 @@ pub(crate) fn run(args: &RecipesArgs) -> anyhow::Result<()> {
 }
 
 /// What the part of a name before the bits means.
-const METHODS: [(&str, &str); 15] = [
+const METHODS: [(&str, &str); 17] = [
     ("minmax-int", "integers scaled by the largest magnitude"),
     ("minmax-fp", "floats with two exponent bits, scaled by the largest magnitude"),
     ("fpq-baseline", "LLM-FP4's search of format and scale, without pre-shifted exponent biases"),
@@ -27,6 +27,8 @@ const METHODS: [(&str, &str); 15] = [
     ("int8", "integers, a scale for each output channel and token; lm_head and embedding kept"),
     ("nvfp4-gptq", "as nvfp4, rounded with error feedback (GPTQ)"),
     ("mxfp4-gptq", "as mxfp4, rounded with error feedback (GPTQ)"),
+    ("nvfp4-pow2-gptq", "as nvfp4-gptq, after power-of-two channel scales: the most accurate of them"),
+    ("mxfp4-pow2-gptq", "as mxfp4-gptq, after power-of-two channel scales: the most accurate of them"),
     ("int4-g32-gptq", "as int4-g32, rounded with error feedback (GPTQ)"),
     ("smooth-quant", "SmoothQuant, then minmax-int; lm_head and embedding kept"),
     ("os-plus", "Outlier Suppression+, then minmax-int; lm_head and embedding kept"),

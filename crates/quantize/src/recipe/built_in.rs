@@ -29,8 +29,11 @@ const SCHEMES: [(&str, &str, &str); 14] = [
     ("int4-g32-gptq-w4a16", "int4/group32", ""),
 ];
 
-/// Recipes of another one behind a transform: name, the other, transform. Their papers leave embedding and output layer alone.
-const TRANSFORMED: [(&str, &str, &str); 4] = [
+/// Recipes of another one behind a transform: name, the other, transform. Embedding and output layer are left alone, as the papers
+/// do and engines expect.
+const TRANSFORMED: [(&str, &str, &str); 6] = [
+    ("nvfp4-pow2-gptq-w4a4", "nvfp4-gptq-w4a4", "pow2"),
+    ("mxfp4-pow2-gptq-w4a4", "mxfp4-gptq-w4a4", "pow2"),
     ("smooth-quant-w8a8", "minmax-int-w8a8", "smooth-quant"),
     ("smooth-quant-w6a6", "minmax-int-w6a6", "smooth-quant"),
     ("os-plus-w8a8", "minmax-int-w8a8", "os-plus"),
