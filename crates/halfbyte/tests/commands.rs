@@ -194,7 +194,7 @@ fn quantize_eval_and_inspect_fit_together() {
 fn a_printed_recipe_can_be_given_back() {
     let scratch = Scratch::new();
     let list = run(["recipes", "--json"]).json();
-    assert_eq!(list["recipes"].as_array().unwrap().len(), 43);
+    assert_eq!(list["recipes"].as_array().unwrap().len(), 45);
     let toml = run(["recipes", "fpq-w4a8"]).text();
     let file = scratch.write("mine.toml", toml.replace("rounds = 1", "rounds = 2"));
     let value = run(["recipes", file.to_str().unwrap(), "--json"]).json();
