@@ -41,6 +41,7 @@ mod halfbyte;
 mod header;
 mod layout;
 mod low_rank;
+mod missing;
 pub mod modelopt;
 mod shards;
 mod source;

@@ -4,10 +4,11 @@ use crate::attention;
 use crate::{
     dtype::Dtype,
     error::CheckpointError,
-    file::{SafetensorsFile, TensorInfo, missing},
+    file::{SafetensorsFile, TensorInfo},
     folder::{INDEX, Index, SINGLE, exists, has_extension, loose_files, only_gguf, read_config},
     gguf::model::GgufModel,
     halfbyte::Manifest,
+    missing::missing,
     tensor::RawTensor,
 };
 use serde_json::Value;
