@@ -27,8 +27,14 @@ const METHODS: [(&str, &str); 17] = [
     ("int8", "integers, a scale for each output channel and token; lm_head and embedding kept"),
     ("nvfp4-gptq", "as nvfp4, rounded with error feedback (GPTQ)"),
     ("mxfp4-gptq", "as mxfp4, rounded with error feedback (GPTQ)"),
-    ("nvfp4-pow2-gptq", "as nvfp4-gptq, after power-of-two channel scales: the lowest perplexity of the three"),
-    ("mxfp4-pow2-gptq", "as mxfp4-gptq, after power-of-two channel scales: the lowest perplexity of the three"),
+    (
+        "nvfp4-pow2-gptq",
+        "as nvfp4-gptq, after power-of-two channel scales: the lowest perplexity of the three",
+    ),
+    (
+        "mxfp4-pow2-gptq",
+        "as mxfp4-gptq, after power-of-two channel scales: the lowest perplexity of the three",
+    ),
     ("int4-g32-gptq", "as int4-g32, rounded with error feedback (GPTQ)"),
     ("smooth-quant", "SmoothQuant, then minmax-int; lm_head and embedding kept"),
     ("os-plus", "Outlier Suppression+, then minmax-int; lm_head and embedding kept"),
