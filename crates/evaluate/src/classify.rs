@@ -2,11 +2,11 @@
 
 use crate::cache::{Book, Cache};
 use crate::classes::class_logits;
-use crate::likelihood::most_probable;
 use crate::metrics::{Answers, Score};
 use crate::{EvaluateError, Progress};
 use halfbyte_data::{DataError, Examples, Gold, Metric};
 use halfbyte_model::{Input, Model};
+use halfbyte_tensor::index_of_largest;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -150,7 +150,7 @@ fn load(model: &Model, examples: &dyn Examples, i: usize) -> Result<Input, Evalu
 }
 
 fn is_right(gold: Option<Gold>, logits: &[f32]) -> bool {
-    matches!(gold, Some(Gold::Class(class)) if class == most_probable(logits))
+    matches!(gold, Some(Gold::Class(class)) if class == index_of_largest(logits))
 }
 
 fn count(
@@ -173,7 +173,7 @@ fn count(
         .map(|(i, logits)| ClassifiedRow {
             place: examples.place(i),
             gold: gold(i),
-            answer: if scores { f64::from(logits[0]) } else { most_probable(&logits) as f64 },
+            answer: if scores { f64::from(logits[0]) } else { index_of_largest(&logits) as f64 },
             logits,
         })
         .collect();

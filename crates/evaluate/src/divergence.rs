@@ -1,12 +1,12 @@
 //! How far the next-token distributions of models are from those of a reference, over windows of a text.
 
 use crate::cache::{Book, Cache, Fingerprint, key};
-use crate::likelihood::{Item, Sizes, logits, most_probable, pack, states, work};
+use crate::likelihood::{Item, Sizes, logits, pack, states, work};
 use crate::perplexity::windows;
 use crate::progress::Meter;
 use crate::{EvaluateError, Perplexity, PerplexityOptions, Progress};
 use halfbyte_model::Model;
-use halfbyte_tensor::{kl_divergence, log_sum_exp};
+use halfbyte_tensor::{index_of_largest, kl_divergence, log_sum_exp};
 use serde::{Deserialize, Serialize};
 
 /// `Σ p log(p / q)` in nats at every scored token, `p` the reference's distribution and `q` the model's.
@@ -138,10 +138,13 @@ fn compare_batch(
         pack.targets().flatten().flatten().for_each(|&(row, t)| token[row] = t as usize);
         // Of every row and model: negative log-likelihood, same top token, divergence.
         let found = logits(&heads, &states, sizes, |row, logits| {
-            let nll = |x: &[f32]| log_sum_exp(x) - f64::from(x[token[row]]);
-            let (first, top) = (logits[0], most_probable(logits[0]));
-            let beside = |x: &&[f32]| (nll(x), most_probable(x) == top, kl_divergence(first, x));
-            (nll(first), logits[1..].iter().map(beside).collect::<Vec<_>>())
+            let target = |x: &[f32]| f64::from(x[token[row]]);
+            let (first, total, top) = (logits[0], log_sum_exp(logits[0]), index_of_largest(logits[0]));
+            let beside = |x: &&[f32]| {
+                let own = log_sum_exp(x);
+                (own - target(x), index_of_largest(x) == top, kl_divergence((first, total), (x, own)))
+            };
+            (total - target(first), logits[1..].iter().map(beside).collect::<Vec<_>>())
         });
         for item in pack.targets() {
             let rows: Vec<_> = item.iter().flatten().map(|&(row, _)| &found[row]).collect();

@@ -8,7 +8,7 @@
 use crate::EvaluateError;
 use crate::progress::Meter;
 use halfbyte_model::{Head, Model};
-use halfbyte_tensor::{Layout, Matrix, log_sum_exp};
+use halfbyte_tensor::{Layout, Matrix, index_of_largest, log_sum_exp};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
@@ -260,7 +260,7 @@ pub(crate) fn score(
         let found = logits(&heads, &[states], sizes, |row, logits| {
             let x = logits[0];
             let values: Vec<(u32, f32)> = wanted[row].iter().map(|&t| (t, x[t as usize])).collect();
-            (log_sum_exp(x), most_probable(x), values)
+            (log_sum_exp(x), index_of_largest(x), values)
         });
         for item in &pack.targets {
             let likelihood = |targets: &Vec<(usize, u32)>| {
@@ -278,17 +278,6 @@ pub(crate) fn score(
         meter.add(pack.tokens.len() as u64)?;
     }
     Ok(all)
-}
-
-/// The first index of the largest value, as in numpy and torch.
-pub(crate) fn most_probable(x: &[f32]) -> usize {
-    let mut best = 0;
-    for (i, v) in x.iter().enumerate() {
-        if *v > x[best] {
-            best = i;
-        }
-    }
-    best
 }
 
 #[cfg(test)]

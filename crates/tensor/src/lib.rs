@@ -28,8 +28,8 @@ pub use matrix::Matrix;
 pub use microkernel::{Isa, isa};
 pub use operand::{Columns, Operand, Rows, Stored};
 pub use ops::{
-    Rotary, add_assign, dot, kl_divergence, layer_norm, layer_norm_backward, log_sum_exp, rms_norm,
-    rms_norm_backward, scale_columns, softmax, sum_of_squares,
+    Rotary, add_assign, dot, index_of_largest, kl_divergence, layer_norm, layer_norm_backward, log_sum_exp,
+    rms_norm, rms_norm_backward, scale_columns, softmax, sum_of_squares,
 };
 pub use product::{Precision, gram, mirror, product, product_into};
 pub use random::mix;

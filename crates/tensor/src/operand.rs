@@ -157,6 +157,13 @@ impl Operand for Columns<'_> {
             let line = &self.data[(from + k) * self.stride + row..][..count];
             for (values, panel) in line.chunks(width).zip(out.chunks_exact_mut(depth * width)) {
                 let out = &mut panel[k * width..(k + 1) * width];
+                // Registers, where a call of memcpy for a line would take longer than the copy.
+                let ((to, last), (from, rest)) = (out.as_chunks_mut::<16>(), values.as_chunks::<16>());
+                if to.len() == from.len() && last.len() == rest.len() {
+                    to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
+                    last.copy_from_slice(rest);
+                    continue;
+                }
                 out[..values.len()].copy_from_slice(values);
                 out[values.len()..].fill(0.0);
             }

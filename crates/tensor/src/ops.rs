@@ -130,20 +130,47 @@ pub fn layer_norm_backward(x: &[f32], weight: &[f32], eps: f32, grad: &[f32], ou
 pub(crate) fn exp(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0; // 1.5 · 2^23: adding and subtracting it rounds to an integer
     let x = x.clamp(-87.3, 88.3);
-    let n = (x * std::f32::consts::LOG2_E + ROUND) - ROUND;
+    let shifted = x * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
     let r = (x - n * 0.693_359_4) - n * -2.121_944_4e-4;
     let p = ((((1.987_569_1e-4 * r + 1.398_199_9e-3) * r + 8.333_452e-3) * r + 4.166_579_6e-2) * r
         + 0.166_666_66)
         * r
         + 0.5;
     let p = p * (r * r) + r + 1.0;
-    p * f32::from_bits(((n as i32 + 127) << 23) as u32)
+    // The lowest bits of the shifted number are n. `n as i32` would be the same, and lanes would do it one by one.
+    p * f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23))
+}
+
+/// The largest value that is a number, −∞ if there is none. Lane by lane: one comparison after the other would wait for each.
+#[inline(always)]
+fn largest(x: &[f32]) -> f32 {
+    let larger = |m: f32, v: f32| if v > m { v } else { m };
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let pieces = x.chunks_exact(LANES);
+    let rest = pieces.remainder();
+    for piece in pieces {
+        for i in 0..LANES {
+            lanes[i] = larger(lanes[i], piece[i]);
+        }
+    }
+    lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |m, &v| larger(m, v))
+}
+
+/// The first index of the largest value, as in numpy and torch; 0 if nothing is a number.
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2"))]
+pub fn index_of_largest(x: &[f32]) -> usize {
+    let max = largest(x);
+    // Piece by piece, so that the comparisons have no exits between them.
+    let piece = x.chunks(64).position(|piece| piece.iter().fold(false, |found, &v| found | (v == max)));
+    let first = 64 * piece.unwrap_or(0);
+    first + x[first..].iter().position(|&v| v == max).unwrap_or(0)
 }
 
 /// Replaces `x` by its softmax, `e^(x_i) / Σ e^(x_j)`. An empty slice stays empty.
 #[multiversion(targets("x86_64+avx512f", "x86_64+avx2"))]
 pub fn softmax(x: &mut [f32]) {
-    let max = x.iter().fold(f32::NEG_INFINITY, |m, &v| if v > m { v } else { m });
+    let max = largest(x);
     for v in x.iter_mut() {
         *v = exp(*v - max);
     }
@@ -156,15 +183,14 @@ pub fn softmax(x: &mut [f32]) {
 /// `log Σ e^(x_i)`, from which log-probabilities are `x_i − log_sum_exp(x)`.
 #[multiversion(targets("x86_64+avx512f", "x86_64+avx2"))]
 pub fn log_sum_exp(x: &[f32]) -> f64 {
-    let max = x.iter().fold(f32::NEG_INFINITY, |m, &v| if v > m { v } else { m });
+    let max = largest(x);
     f64::from(max) + reduce(x, x, |a, _| exp(a - max)).ln()
 }
 
 /// `Σ p_i (log p_i − log q_i)` in nats for the distributions `p` and `q` whose logits are `reference` and `x`
-/// (Kullback and Leibler, 1951). Zero for equal logits, never less.
+/// (Kullback and Leibler, 1951), each with its [`log_sum_exp`]. Zero for equal logits, never less.
 #[multiversion(targets("x86_64+avx512f", "x86_64+avx2"))]
-pub fn kl_divergence(reference: &[f32], x: &[f32]) -> f64 {
-    let (total, other) = (log_sum_exp(reference), log_sum_exp(x));
+pub fn kl_divergence((reference, total): (&[f32], f64), (x, other): (&[f32], f64)) -> f64 {
     // Differences of logits first: they are small where the models agree, and lose nothing to the size of the logits.
     let (total, shift) = (total as f32, (total - other) as f32);
     reduce(reference, x, |p, q| exp(p - total) * ((p - q) - shift)).max(0.0)
@@ -268,6 +294,27 @@ mod tests {
     }
 
     #[test]
+    fn the_largest_is_found_wherever_it_stands() {
+        for n in [1, 15, 16, 17, 64, 65, 200] {
+            for at in 0..n {
+                let mut x: Vec<f32> = (0..n).map(|i| -1.0 - (i % 7) as f32).collect();
+                x[at] = -0.5;
+                assert_eq!((largest(&x), index_of_largest(&x)), (-0.5, at), "{n}");
+                // Of equals the first; what is no number does not count.
+                x[n - 1] = -0.5;
+                if at > 0 {
+                    x[0] = f32::NAN;
+                }
+                assert_eq!((largest(&x), index_of_largest(&x)), (-0.5, at), "{n}");
+            }
+        }
+        assert_eq!(
+            (largest(&[]), index_of_largest(&[]), index_of_largest(&[f32::NAN; 3])),
+            (f32::NEG_INFINITY, 0, 0)
+        );
+    }
+
+    #[test]
     fn log_sum_exp_of_equal_values_is_their_value_plus_log_count() {
         assert!((log_sum_exp(&[2.0; 1000]) - (2.0 + 1000f64.ln())).abs() < 1e-6);
     }
@@ -282,8 +329,9 @@ mod tests {
             x.iter().map(|&v| f64::from(v) - total).collect::<Vec<_>>()
         };
         let exact: f64 = log(&p).iter().zip(log(&q)).map(|(p, q)| p.exp() * (p - q)).sum();
-        assert!((kl_divergence(&p, &q) - exact).abs() < 1e-6 * exact, "{} {exact}", kl_divergence(&p, &q));
-        assert_eq!(kl_divergence(&p, &p), 0.0);
+        let divergence = |p: &[f32], q: &[f32]| kl_divergence((p, log_sum_exp(p)), (q, log_sum_exp(q)));
+        assert!((divergence(&p, &q) - exact).abs() < 1e-6 * exact, "{} {exact}", divergence(&p, &q));
+        assert_eq!(divergence(&p, &p), 0.0);
     }
 
     #[test]

@@ -12,6 +12,8 @@ use super::trial::Trial;
 use crate::QuantizeError;
 use halfbyte_formats::{BlockQuantizer, ScaleFormat, Scheme, kernel};
 use halfbyte_tensor::Matrix;
+use rayon::prelude::*;
+use std::collections::BTreeMap;
 
 /// Exponents of α that are rounded to begin with: 0, 1/8 … 1.
 const ALPHAS: usize = 8;
@@ -103,34 +105,45 @@ impl<'a> Blocks<'a> {
     /// Exponents at which no single step of one channel lowers the error any more, or those of the last round.
     fn refine(&self, mut exponents: Vec<i32>) -> Vec<i32> {
         let all = self.trial.joint.spread(&exponents.iter().map(|e| *e as f32).collect::<Vec<_>>());
-        let mut spread: Vec<i32> = all.iter().map(|e| *e as i32).collect();
+        let spread: Vec<i32> = all.iter().map(|e| *e as i32).collect();
+        // What shares no block has no influence on each other, so that threads change nothing.
+        let sets = apart(&self.taps, spread.len());
+        let found: Vec<Vec<(usize, i32)>> =
+            sets.into_par_iter().map(|set| self.refine_set(&set, &exponents, spread.clone())).collect();
+        found.into_iter().flatten().for_each(|(channel, exponent)| exponents[channel] = exponent);
+        exponents
+    }
+
+    /// The exponents of these channels of the producer; `spread` has those of all channels of the tap.
+    fn refine_set(&self, channels: &[usize], exponents: &[i32], mut spread: Vec<i32>) -> Vec<(usize, i32)> {
+        let mut found: Vec<(usize, i32)> = channels.iter().map(|&c| (c, exponents[c])).collect();
         for _ in 0..ROUNDS {
             let mut moved = false;
-            for channel in 0..exponents.len() {
-                let mut error = self.error(channel, &spread);
-                let before = exponents[channel];
+            for (channel, exponent) in &mut found {
+                let mut error = self.error(*channel, &spread);
+                let before = *exponent;
                 for step in [1, -1] {
-                    while (exponents[channel] + step).abs() <= MOST {
-                        self.taps[channel].iter().for_each(|&c| spread[c] += step);
-                        let next = self.error(channel, &spread);
+                    while (*exponent + step).abs() <= MOST {
+                        self.taps[*channel].iter().for_each(|&c| spread[c] += step);
+                        let next = self.error(*channel, &spread);
                         if next >= error {
-                            self.taps[channel].iter().for_each(|&c| spread[c] -= step);
+                            self.taps[*channel].iter().for_each(|&c| spread[c] -= step);
                             break;
                         }
-                        (error, exponents[channel]) = (next, exponents[channel] + step);
+                        (error, *exponent) = (next, *exponent + step);
                     }
                     // What was better one way is not better the other.
-                    if exponents[channel] != before {
+                    if *exponent != before {
                         break;
                     }
                 }
-                moved |= exponents[channel] != before;
+                moved |= *exponent != before;
             }
             if !moved {
                 break;
             }
         }
-        exponents
+        found
     }
 
     /// The error of the blocks in which this channel of the producer is.
@@ -179,6 +192,26 @@ impl Side {
     }
 }
 
+/// Channels of the producer in sets that share no block with each other: those whose channels of the tap, `taps` for each of
+/// them and `channels` in all, are in the same or linked stretches of the largest block's length.
+fn apart(taps: &[Vec<usize>], channels: usize) -> Vec<Vec<usize>> {
+    const STRETCH: usize = 32;
+    let mut set: Vec<usize> = (0..channels.div_ceil(STRETCH)).collect();
+    for taps in taps {
+        let Some(first) = taps.first().map(|c| set[c / STRETCH]) else { continue };
+        for other in taps.iter().map(|c| set[c / STRETCH]).collect::<Vec<_>>() {
+            set.iter_mut().filter(|s| **s == other).for_each(|s| *s = first);
+        }
+    }
+    let mut sets = BTreeMap::<usize, Vec<usize>>::new();
+    for (channel, taps) in taps.iter().enumerate() {
+        if let Some(&c) = taps.first() {
+            sets.entry(set[c / STRETCH]).or_default().push(channel);
+        }
+    }
+    sets.into_values().collect()
+}
+
 /// About [`ROWS`] evenly spaced rows of matrices one below the other.
 fn some_rows(matrices: &[&Matrix]) -> Matrix {
     let all: usize = matrices.iter().map(|m| m.rows).sum();
@@ -192,6 +225,21 @@ fn some_rows(matrices: &[&Matrix]) -> Matrix {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn channels_that_share_no_block_are_apart() {
+        let own: Vec<Vec<usize>> = (0..80).map(|c| vec![c]).collect();
+        assert_eq!(apart(&own, 80), [(0..32).collect::<Vec<_>>(), (32..64).collect(), (64..80).collect()]);
+        // Two value heads of 64 channels, each read by two query heads: stretches of both query heads are linked.
+        let shared: Vec<Vec<usize>> =
+            (0..128).map(|c| (0..2).map(|h| c / 64 * 128 + h * 64 + c % 64).collect()).collect();
+        let stretches: Vec<Vec<usize>> = (0..4).map(|s| (32 * s..32 * (s + 1)).collect()).collect();
+        assert_eq!(apart(&shared, 256), stretches);
+        // Heads shorter than a stretch link what is beside them.
+        let short: Vec<Vec<usize>> =
+            (0..32).map(|c| (0..4).map(|h| c / 16 * 64 + h * 16 + c % 16).collect()).collect();
+        assert_eq!(apart(&short, 128), [(0..16).collect::<Vec<_>>(), (16..32).collect()]);
+    }
 
     #[test]
     fn exponents_are_counted_from_the_middle() {

@@ -5,6 +5,7 @@ use crate::store::Store;
 use crate::stream::Surroundings;
 use halfbyte_model::{Block, Step};
 use halfbyte_tensor::{Layout, Matrix};
+use rayon::prelude::*;
 
 /// Rows of the sample: enough sequences for the outputs of attention, and few enough to compute them for a hundred
 /// candidates.
@@ -82,14 +83,32 @@ fn spaced(packs: usize, rows: usize) -> Vec<usize> {
     (0..count).map(|i| i * packs / count).collect()
 }
 
+/// Rows whose channels are summed in f32 before they go into the f64 sums.
+const FOLD: usize = 32;
+
 fn add(survey: &mut Survey, sums: &mut [f64], x: &Matrix) {
-    for row in x.data.chunks_exact(x.cols) {
-        for (c, &v) in row.iter().enumerate() {
-            survey.max[c] = survey.max[c].max(v);
-            survey.min[c] = survey.min[c].min(v);
-            sums[c] += f64::from(v.abs());
+    // Threads take channels, so that every sum has one order.
+    const PIECE: usize = 64;
+    let channels = survey
+        .max
+        .par_chunks_mut(PIECE)
+        .zip(survey.min.par_chunks_mut(PIECE))
+        .zip(sums.par_chunks_mut(PIECE));
+    channels.enumerate().for_each(|(i, ((max, min), sums))| {
+        let from = i * PIECE;
+        for rows in x.data.chunks(FOLD * x.cols) {
+            let mut sum = [0.0f32; PIECE];
+            for row in rows.chunks_exact(x.cols) {
+                let row = &row[from..from + max.len()];
+                for (((max, min), sum), &v) in max.iter_mut().zip(min.iter_mut()).zip(&mut sum).zip(row) {
+                    *max = if v > *max { v } else { *max };
+                    *min = if v < *min { v } else { *min };
+                    *sum += v.abs();
+                }
+            }
+            sums.iter_mut().zip(sum).for_each(|(total, sum)| *total += f64::from(sum));
         }
-    }
+    });
 }
 
 #[cfg(test)]
