@@ -49,6 +49,7 @@ impl AutoTarget {
         match self {
             Self::Nvfp4 => vec![
                 ("nvfp4-w4a4", &[]),
+                ("nvfp4-w4a4", &["pow2"]),
                 ("nvfp4-gptq-w4a4", &[]),
                 ("nvfp4-gptq-w4a4", &["pow2"]),
                 ("nvfp4-gptq-w4a4", &["smooth-quant:alpha=search:taps=all"]),
@@ -57,6 +58,7 @@ impl AutoTarget {
             ],
             Self::Mxfp4 => vec![
                 ("mxfp4-w4a4", &[]),
+                ("mxfp4-w4a4", &["pow2"]),
                 ("mxfp4-gptq-w4a4", &[]),
                 ("mxfp4-gptq-w4a4", &["pow2"]),
                 ("mxfp4-gptq-w4a4", &["smooth-quant:alpha=search:taps=all"]),

@@ -82,7 +82,6 @@ impl Recipe {
             correct: input.is_some(),
             feedback: true,
             scales: if nearest.scales == Scales::Absmax { Scales::Absmax } else { Scales::Weighted },
-            damping: 0.01,
             products: Products::Bf16,
             ..nearest
         })
