@@ -4,11 +4,12 @@
     python3 tests/python/speed.py objective --smollm2 target/smollm2   # output errors, ranked against direct search
     python3 tests/python/speed.py oracle                               # one layer, against the numpy oracle
     python3 tests/python/speed.py scale --like llama-7b --layers 1 2 4 # time and peak memory of random models
+    python3 tests/python/speed.py methods --layers 1 --windows 8 --recipes nvfp4-w4a4 fpq-w4a4 my.toml   # of one random block
 
 Needs the release binary (and for `oracle` the release example layer_search, numpy and safetensors), and the assets
 (HALFBYTE_ASSETS, default ../shared). Everything is a ratio within one run; run it on a quiet machine.
 """
-import argparse, importlib.util, json, os, pathlib, resource, subprocess, sys, tempfile, time
+import argparse, importlib.util, json, os, pathlib, resource, shutil, subprocess, sys, tempfile, time
 
 REPO = pathlib.Path(__file__).resolve().parents[2]
 ASSETS = pathlib.Path(os.environ.get("HALFBYTE_ASSETS", REPO.parent / "shared"))
@@ -108,9 +109,27 @@ def scale(args):
             print("phases:", {k: round(v, 1) for k, v in cost["phases"].items()}, file=sys.stderr, flush=True)
 
 
+def methods(args):
+    """Of recipes, built-in or files, on one random model; methods_md.py writes such files."""
+    with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
+        folder = pathlib.Path(scratch) / "model"
+        run(args.binary, "synth", "--like", args.like, "--layers", args.layers[0], "--out", folder, "--json")
+        print("| recipe | seconds | CPU seconds | forward | statistics | search | round | learn | peak MB | predicted MB |")
+        print("|---" * 10 + "|")
+        for recipe in args.recipes:
+            name, before = pathlib.Path(recipe).stem, cpu_seconds()
+            cost = quantize(args, folder, pathlib.Path(scratch) / name, "--recipe", recipe, "--calibration-windows", args.windows,
+                            "--coverage", 0, "--keep", "lm_head,embedding")
+            cpu = cpu_seconds() - before
+            phases = " | ".join(f"{cost['phases'][p]:.0f}" for p in ["forward", "statistics", "search", "round", "learn"])
+            print(f"| {name} | {cost['seconds']:.0f} | {cpu:.0f} | {phases} | {cost['peak_rss_bytes'] / 1e6:.0f} | "
+                  f"{cost['peak_memory_predicted_bytes'] / 1e6:.0f} |", flush=True)
+            shutil.rmtree(pathlib.Path(scratch) / name)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["model", "objective", "oracle", "scale"])
+    parser.add_argument("what", choices=["model", "objective", "oracle", "scale", "methods"])
     parser.add_argument("--binary", default="target/release/halfbyte")
     parser.add_argument("--example", default="target/release/examples/layer_search")
     parser.add_argument("--smollm2", default="target/smollm2", help="the folder that smollm2_to_hf.py writes")
