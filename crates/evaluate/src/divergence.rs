@@ -1,7 +1,7 @@
 //! How far the next-token distributions of models are from those of a reference, over windows of a text.
 
 use crate::cache::{Book, Cache, Fingerprint, key};
-use crate::likelihood::{Item, Sizes, logits, pack, states, work};
+use crate::likelihood::{Item, Sizes, chunks, logits, pack, states, work};
 use crate::perplexity::windows;
 use crate::progress::Meter;
 use crate::{EvaluateError, Perplexity, PerplexityOptions, Progress};
@@ -46,10 +46,18 @@ struct Window {
     divergence: Vec<f64>,
 }
 
+/// One scored token.
+struct Row {
+    reference_nll: f64,
+    nll: f64,
+    same_top1: bool,
+    divergence: f64,
+}
+
 /// Compares `models` with `reference` over windows of the text's `tokens`.
 ///
 /// One pass: for a batch of windows the last block's outputs of every model are held (never logits, which are made a few
-/// rows at a time from all models at once), so memory does not grow with the vocabulary times the text. With a `cache`
+/// rows at a time, of the reference and one model beside it), so memory does not grow with the vocabulary times the text. With a `cache`
 /// every finished batch is kept there.
 ///
 /// # Errors
@@ -136,25 +144,38 @@ fn compare_batch(
         let states: Vec<_> = states.iter().map(|s| &s[p]).collect();
         let mut token = vec![0; pack.scored_rows()];
         pack.targets().flatten().flatten().for_each(|&(row, t)| token[row] = t as usize);
-        // Of every row and model: negative log-likelihood, same top token, divergence.
-        let found = logits(&heads, &states, sizes, |row, logits| {
-            let target = |x: &[f32]| f64::from(x[token[row]]);
-            let (first, total, top) = (logits[0], log_sum_exp(logits[0]), index_of_largest(logits[0]));
-            let beside = |x: &&[f32]| {
-                let own = log_sum_exp(x);
-                (own - target(x), index_of_largest(x) == top, kl_divergence((first, total), (x, own)))
-            };
-            (total - target(first), logits[1..].iter().map(beside).collect::<Vec<_>>())
-        });
+        let target = |row: usize, x: &[f32]| f64::from(x[token[row]]);
+        let mut found: Vec<Vec<Row>> = models[1..].iter().map(|_| Vec::with_capacity(token.len())).collect();
+        // Logits of the reference and of one model at a time: however many models there are, the output layer's weights
+        // are read for as many rows.
+        for rows in chunks(&heads[0], token.len(), sizes) {
+            let (reference, first) =
+                logits(&heads[0], states[0], rows.clone(), |_, x| (log_sum_exp(x), index_of_largest(x)));
+            for ((head, states), found) in heads[1..].iter().zip(&states[1..]).zip(&mut found) {
+                let beside = |row: usize, x: &[f32]| {
+                    let (p, (total, top)) = (reference.row(row - rows.start), first[row - rows.start]);
+                    let own = log_sum_exp(x);
+                    Row {
+                        reference_nll: total - target(row, p),
+                        nll: own - target(row, x),
+                        same_top1: index_of_largest(x) == top,
+                        divergence: kl_divergence((p, total), (x, own)),
+                    }
+                };
+                found.extend(logits(head, states, rows.clone(), beside).1);
+            }
+        }
         for item in pack.targets() {
-            let rows: Vec<_> = item.iter().flatten().map(|&(row, _)| &found[row]).collect();
-            let window = |m: usize| Window {
-                reference_nll: rows.iter().map(|r| r.0).sum(),
-                nll: rows.iter().map(|r| r.1[m].0).sum(),
-                same_top1: rows.iter().filter(|r| r.1[m].1).count(),
-                divergence: rows.iter().map(|r| r.1[m].2).collect(),
+            let window = |found: &Vec<Row>| {
+                let rows: Vec<&Row> = item.iter().flatten().map(|&(row, _)| &found[row]).collect();
+                Window {
+                    reference_nll: rows.iter().map(|r| r.reference_nll).sum(),
+                    nll: rows.iter().map(|r| r.nll).sum(),
+                    same_top1: rows.iter().filter(|r| r.same_top1).count(),
+                    divergence: rows.iter().map(|r| r.divergence).collect(),
+                }
             };
-            out.push((0..models.len() - 1).map(window).collect());
+            out.push(found.iter().map(window).collect());
         }
         meter.add((models.len() * pack.rows()) as u64)?;
     }

@@ -41,7 +41,7 @@ pub(crate) struct Sizes {
     batch: usize,
     /// Rows of a matrix, unless one item alone has more.
     pack: usize,
-    /// Bytes of logits.
+    /// Bytes of one model's logits.
     logits: usize,
 }
 
@@ -215,31 +215,24 @@ pub(crate) fn states(model: &Model, packs: &[Pack], meter: &mut Meter) -> Result
     Ok(hidden.iter().zip(packs).map(pick).collect())
 }
 
-/// Calls `f` with the number and the logits of every row of `states`, all heads' at once, and gives what it returns in
-/// the order of the rows. `heads` and `states` belong together one by one.
-pub(crate) fn logits<T: Send>(
-    heads: &[Head],
-    states: &[&Matrix],
-    sizes: Sizes,
-    f: impl Fn(usize, &[&[f32]]) -> T + Sync,
-) -> Vec<T> {
-    let rows = states.first().map_or(0, |s| s.rows);
-    let bytes: usize = heads.iter().filter_map(|h| h.spec.output()).map(|s| 4 * s.outputs).sum();
+/// Rows whose logits are computed together, at most [`Sizes::logits`] bytes.
+pub(crate) fn chunks(head: &Head, rows: usize, sizes: Sizes) -> impl Iterator<Item = Range<usize>> + use<> {
+    let bytes = head.spec.output().map_or(0, |s| 4 * s.outputs);
     let chunk = (sizes.logits / bytes.max(1)).max(1);
-    let mut out = Vec::with_capacity(rows);
-    for from in (0..rows).step_by(chunk) {
-        let to = (from + chunk).min(rows);
-        let part = |(head, state): (&Head, &&Matrix)| {
-            let x = state.data[from * state.cols..to * state.cols].to_vec();
-            head.logits(&Matrix::new(to - from, state.cols, x))
-        };
-        let logits: Vec<Matrix> = heads.iter().zip(states).map(part).collect();
-        out.par_extend((from..to).into_par_iter().map(|r| {
-            let rows: Vec<&[f32]> = logits.iter().map(|l| l.row(r - from)).collect();
-            f(r, &rows)
-        }));
-    }
-    out
+    (0..rows).step_by(chunk).map(move |from| from..(from + chunk).min(rows))
+}
+
+/// The logits of some rows of `states`, and what `f` makes of the number and the logits of each.
+pub(crate) fn logits<T: Send>(
+    head: &Head,
+    states: &Matrix,
+    rows: Range<usize>,
+    f: impl Fn(usize, &[f32]) -> T + Sync,
+) -> (Matrix, Vec<T>) {
+    let x = states.data[rows.start * states.cols..rows.end * states.cols].to_vec();
+    let logits = head.logits(&Matrix::new(rows.len(), states.cols, x));
+    let found = rows.clone().into_par_iter().map(|r| f(r, logits.row(r - rows.start))).collect();
+    (logits, found)
 }
 
 /// Scores the items of one batch. An item whose output is not finite has NaN for a log-probability.
@@ -251,17 +244,18 @@ pub(crate) fn score(
 ) -> Result<Vec<Vec<Likelihood>>, EvaluateError> {
     let packs = pack(items, sizes);
     let states = states(model, &packs, meter)?;
-    let heads = [model.head()?];
+    let head = model.head()?;
     let mut all = Vec::with_capacity(items.len());
     for (pack, states) in packs.iter().zip(&states) {
         let mut wanted = vec![Vec::new(); states.rows];
         pack.targets.iter().flatten().flatten().for_each(|&(row, token)| wanted[row].push(token));
         // Of every row log Σ exp, the most probable token and the wanted logits.
-        let found = logits(&heads, &[states], sizes, |row, logits| {
-            let x = logits[0];
+        let of = |row: usize, x: &[f32]| {
             let values: Vec<(u32, f32)> = wanted[row].iter().map(|&t| (t, x[t as usize])).collect();
             (log_sum_exp(x), index_of_largest(x), values)
-        });
+        };
+        let rows = chunks(&head, states.rows, sizes);
+        let found: Vec<_> = rows.flat_map(|rows| logits(&head, states, rows, of).1).collect();
         for item in &pack.targets {
             let likelihood = |targets: &Vec<(usize, u32)>| {
                 let mut sum = Likelihood { log_probability: 0.0, greedy: true };

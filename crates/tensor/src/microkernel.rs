@@ -71,6 +71,59 @@ pub(crate) fn prefetch(values: &[f32]) {
     let _ = values;
 }
 
+/// Rows and columns of a [`Square`]: the words of a 512-bit register.
+pub(crate) const SIDE: usize = 16;
+/// Words, to be transposed.
+pub(crate) type Square = [[u32; SIDE]; SIDE];
+
+/// Transposes in place.
+pub(crate) fn transpose(square: &mut Square) {
+    #[cfg(target_arch = "x86_64")]
+    if isa() == Isa::Avx512 {
+        // SAFETY: `isa` says so only after the processor was asked.
+        return unsafe { transpose_avx512(square) };
+    }
+    for i in 0..SIDE {
+        for j in 0..i {
+            (square[i][j], square[j][i]) = (square[j][i], square[i][j]);
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn transpose_avx512(square: &mut Square) {
+    use std::arch::x86_64::*;
+    // SAFETY: every load and store is one row of the square.
+    unsafe {
+        let r = square.each_ref().map(|row| _mm512_loadu_si512(row.as_ptr().cast()));
+        // Of every four rows: the 128 bits at place l of number c are column 4 l + c.
+        let mut q = r;
+        for g in (0..SIDE).step_by(4) {
+            let (a, b) = (_mm512_unpacklo_epi32(r[g], r[g + 1]), _mm512_unpackhi_epi32(r[g], r[g + 1]));
+            let (c, d) =
+                (_mm512_unpacklo_epi32(r[g + 2], r[g + 3]), _mm512_unpackhi_epi32(r[g + 2], r[g + 3]));
+            (q[g], q[g + 1]) = (_mm512_unpacklo_epi64(a, c), _mm512_unpackhi_epi64(a, c));
+            (q[g + 2], q[g + 3]) = (_mm512_unpacklo_epi64(b, d), _mm512_unpackhi_epi64(b, d));
+        }
+        for c in 0..4 {
+            let even = _mm512_shuffle_i32x4::<0x88>(q[c], q[4 + c]);
+            let odd = _mm512_shuffle_i32x4::<0xdd>(q[c], q[4 + c]);
+            let later_even = _mm512_shuffle_i32x4::<0x88>(q[8 + c], q[12 + c]);
+            let later_odd = _mm512_shuffle_i32x4::<0xdd>(q[8 + c], q[12 + c]);
+            let columns = [
+                _mm512_shuffle_i32x4::<0x88>(even, later_even),
+                _mm512_shuffle_i32x4::<0x88>(odd, later_odd),
+                _mm512_shuffle_i32x4::<0xdd>(even, later_even),
+                _mm512_shuffle_i32x4::<0xdd>(odd, later_odd),
+            ];
+            for (l, column) in columns.into_iter().enumerate() {
+                _mm512_storeu_si512(square[4 * l + c].as_mut_ptr().cast(), column);
+            }
+        }
+    }
+}
+
 /// The largest tile of any kernel.
 pub(crate) const MAX_TILE: usize = 12 * 32;
 
@@ -239,5 +292,17 @@ unsafe fn tile_kernel<const MR: usize, const NR: usize>(
     }
     for (row, t) in acc.iter().zip(tile.chunks_mut(stride)) {
         t[..NR].copy_from_slice(row);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_square_is_transposed() {
+        let mut square: Square = std::array::from_fn(|i| std::array::from_fn(|j| (100 * i + j) as u32));
+        transpose(&mut square);
+        assert_eq!(square, std::array::from_fn(|i| std::array::from_fn(|j| (100 * j + i) as u32)));
     }
 }

@@ -3,6 +3,10 @@
 //! Weights stay in the form in which they are stored (bf16, packed 4-bit codes) and become f32 only inside the small
 //! packed panels of a product, so that a layer costs its stored bytes and no more.
 
+use crate::microkernel::{SIDE, Square, transpose};
+use bytemuck::cast_slice_mut;
+use multiversion::multiversion;
+
 /// A matrix `[rows, depth]` whose rows are multiplied along `depth`.
 pub trait Operand: Sync {
     /// Number of rows.
@@ -16,52 +20,86 @@ pub trait Operand: Sync {
     /// `out[(r - r % width) * depth + k * width + r % width]`, the last one filled up with zeros. The default reads row by row
     /// and transposes.
     fn pack(&self, row: usize, count: usize, from: usize, depth: usize, width: usize, out: &mut [f32]) {
-        let mut piece = [0.0f32; 256];
-        for (first, panel) in (0..count).step_by(width).zip(out.chunks_exact_mut(depth * width)) {
-            for r in 0..width {
-                if first + r >= count {
-                    panel.iter_mut().skip(r).step_by(width).for_each(|v| *v = 0.0);
-                    continue;
-                }
-                for k in (0..depth).step_by(piece.len()) {
-                    let n = (depth - k).min(piece.len());
-                    self.read(row + first + r, from + k, &mut piece[..n]);
-                    let lines = panel[k * width..].chunks_exact_mut(width);
-                    piece[..n].iter().zip(lines).for_each(|(v, line)| line[r] = *v);
-                }
-            }
-        }
+        let read = |r: usize, k: usize, line: &mut [u32; PIECE]| {
+            let n = (depth - k).min(PIECE);
+            self.read(row + r, from + k, &mut cast_slice_mut(line)[..n]);
+        };
+        panels(read, count, depth, width, cast_slice_mut(out));
     }
 
     /// As [`pack`](Self::pack) in bfloat16 pairs: a line has column `from + 2p` of a row in the lower half and the next one in
     /// the upper, zero past the end.
     fn pack_pairs(&self, row: usize, count: usize, from: usize, depth: usize, width: usize, out: &mut [u32]) {
-        let mut piece = [0.0f32; 256];
-        let lines = depth.div_ceil(2);
-        for (first, panel) in (0..count).step_by(width).zip(out.chunks_exact_mut(lines * width)) {
-            for r in 0..width {
-                if first + r >= count {
-                    panel.iter_mut().skip(r).step_by(width).for_each(|v| *v = 0);
-                    continue;
-                }
-                for k in (0..depth).step_by(piece.len()) {
-                    let n = (depth - k).min(piece.len());
-                    self.read(row + first + r, from + k, &mut piece[..n]);
-                    piece[n..].fill(0.0);
-                    let mut pairs = [0u32; 128];
-                    for (p, v) in pairs.iter_mut().zip(piece.as_chunks::<2>().0) {
-                        *p = bfloat16(v[0]) >> 16 | bfloat16(v[1]);
+        let read = |r: usize, p: usize, line: &mut [u32; PIECE]| {
+            let mut values = [0.0f32; 2 * PIECE];
+            let n = (depth - 2 * p).min(2 * PIECE);
+            self.read(row + r, from + 2 * p, &mut values[..n]);
+            pairs(&values, line);
+        };
+        panels(read, count, depth.div_ceil(2), width, out);
+    }
+}
+
+/// Lines of a panel that are made at a time: those of one panel's rows stay in the L1 cache.
+const PIECE: usize = 64;
+
+/// Writes `count` rows of `depth` words as panels of `width` rows. `read` gives the words of a row from one on, as many as there
+/// are.
+fn panels(
+    read: impl Fn(usize, usize, &mut [u32; PIECE]),
+    count: usize,
+    depth: usize,
+    width: usize,
+    out: &mut [u32],
+) {
+    let mut words = [[0u32; PIECE]; SIDE];
+    for (first, panel) in (0..count).step_by(width).zip(out.chunks_exact_mut(depth * width)) {
+        for (piece, lines) in panel.chunks_mut(PIECE * width).enumerate() {
+            for side in (0..width).step_by(SIDE) {
+                let rows = (width - side).min(SIDE);
+                for (r, words) in words[..rows].iter_mut().enumerate() {
+                    match first + side + r {
+                        r if r < count => read(r, piece * PIECE, words),
+                        _ => *words = [0; PIECE],
                     }
-                    let lines = panel[k / 2 * width..].chunks_exact_mut(width);
-                    pairs.iter().zip(lines).for_each(|(p, line)| line[r] = *p);
+                }
+                for (i, lines) in lines.chunks_mut(SIDE * width).enumerate() {
+                    let mut square = words.each_ref().map(|w| w.as_chunks::<SIDE>().0[i]);
+                    transpose(&mut square);
+                    let lines = lines.chunks_exact_mut(width).map(|line| &mut line[side..side + rows]);
+                    // Sizes known to the compiler, so that a line is a register and not a call.
+                    match rows {
+                        SIDE => store::<SIDE>(&square, lines),
+                        12 => store::<12>(&square, lines),
+                        _ => {
+                            square.iter().zip(lines).for_each(|(from, to)| to.copy_from_slice(&from[..rows]))
+                        }
+                    }
                 }
             }
         }
     }
 }
 
+fn store<'a, const N: usize>(square: &Square, lines: impl Iterator<Item = &'a mut [u32]>) {
+    for (from, to) in square.iter().zip(lines) {
+        if let (Some(to), Some(from)) = (to.first_chunk_mut::<N>(), from.first_chunk::<N>()) {
+            *to = *from;
+        }
+    }
+}
+
+/// Neighbouring values as bfloat16, the first in the lower half.
+#[multiversion(targets("x86_64+avx512f+avx512bw", "x86_64+avx2"))]
+fn pairs(values: &[f32; 2 * PIECE], out: &mut [u32; PIECE]) {
+    for (out, v) in out.iter_mut().zip(values.as_chunks::<2>().0) {
+        *out = bfloat16(v[0]) >> 16 | bfloat16(v[1]);
+    }
+}
+
 /// Bits of the bfloat16 nearest to `x` (ties to even), in the upper half. What is below 2⁻⁵⁶ becomes zero: products of two
 /// of the others are multiples of 2⁻¹²⁶, so that no sum of them is ever subnormal, which instruction sets treat differently.
+#[inline(always)]
 pub(crate) fn bfloat16(x: f32) -> u32 {
     let bits = x.to_bits();
     let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) & 0xffff_0000;
