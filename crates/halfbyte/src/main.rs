@@ -21,6 +21,7 @@ use cli::{Cli, Command};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    system::keep_freed_memory();
     let cli = Cli::parse();
     system::log_to_stderr(cli.verbose);
     match run(&cli) {

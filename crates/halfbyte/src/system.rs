@@ -4,6 +4,20 @@ use anyhow::Context;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tracing_subscriber::EnvFilter;
 
+/// Lets the allocator keep what is freed for what comes next. By default glibc gives every large matrix back to the system, and
+/// each then costs its pages anew and interrupts the other threads: as much time as the products of an evaluation. Other
+/// allocators are left alone. Peak memory is the same within a hundredth.
+pub(crate) fn keep_freed_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    for setting in [libc::M_MMAP_THRESHOLD, libc::M_TRIM_THRESHOLD] {
+        #[allow(unsafe_code)]
+        // SAFETY: sets a number of the allocator, before there are other threads.
+        unsafe {
+            libc::mallopt(setting, 1 << 30)
+        };
+    }
+}
+
 /// Starts the threads that everything computes on.
 pub(crate) fn use_threads(threads: Option<usize>) -> anyhow::Result<()> {
     rayon::ThreadPoolBuilder::new()

@@ -40,6 +40,33 @@ impl Tokenizer {
         self.ids(text, false)
     }
 
+    /// The first `wanted` token ids of `text`, or all if it has fewer, as [`encode`](Self::encode) gives them, from no more of
+    /// the text than that takes: an encoding is fifty times the size of its text.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    pub fn encode_first(&self, text: &str, wanted: usize) -> Result<Vec<u32>, ModelError> {
+        // Up to the end of a line; what is just before it may depend on what follows.
+        const UNSURE: usize = 64;
+        // More than most tokens have.
+        const BYTES_OF_A_TOKEN: usize = 8;
+        let enough = wanted.saturating_add(UNSURE);
+        let mut bytes = enough.saturating_mul(BYTES_OF_A_TOKEN);
+        while let Some(line) =
+            text.as_bytes().get(bytes..).and_then(|rest| rest.iter().position(|&b| b == b'\n'))
+        {
+            let mut tokens = self.encode(&text[..bytes + line + 1])?;
+            if tokens.len() >= enough {
+                tokens.truncate(wanted);
+                return Ok(tokens);
+            }
+            bytes = 2 * (bytes + line + 1);
+        }
+        let mut tokens = self.encode(text)?;
+        tokens.truncate(wanted);
+        Ok(tokens)
+    }
+
     /// The token ids of `prompt` with the special tokens that the tokenizer adds by itself: for many models one at the
     /// beginning of the sequence.
     ///

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use halfbyte_checkpoint::{RawTensor, SafetensorsFile};
-use halfbyte_model::{Input, Model, Task};
+use halfbyte_model::{Input, Model, Task, Tokenizer};
 use halfbyte_tensor::log_sum_exp;
 use std::path::{Path, PathBuf};
 
@@ -132,6 +132,27 @@ fn stories260k_agrees_with_transformers() {
     let text = std::fs::read_to_string(asset("data/tinystories_valid_subset.txt").unwrap()).unwrap();
     let text: String = text.chars().take(2000).collect();
     assert_eq!(model.tokenizer().unwrap().encode(&text).unwrap(), ids(&expected, "text_ids"));
+}
+
+#[test]
+fn the_first_tokens_of_a_text_are_those_of_the_whole() {
+    let (Some(stories), Some(text)) =
+        (asset("models/stories260K"), asset("data/calibration/coqa_stories.txt"))
+    else {
+        return;
+    };
+    let text = std::fs::read_to_string(text).unwrap();
+    let large = asset("models/SmolLM2-135M-Instruct").unwrap();
+    for path in [stories.join("tokenizer.json"), large.join("tokenizer.json")] {
+        let tokenizer = Tokenizer::from_file(&path).unwrap();
+        for text in [&text[..], &text.replace('\n', " ")] {
+            let all = tokenizer.encode(text).unwrap();
+            for wanted in [0, 1, 100, 5000, all.len() - 1, all.len(), usize::MAX] {
+                let found = tokenizer.encode_first(text, wanted).unwrap();
+                assert_eq!(found, all[..wanted.min(all.len())], "{}: {wanted}", path.display());
+            }
+        }
+    }
 }
 
 /// The network's output and the last block's output in the first row of every input agree with `golden`.

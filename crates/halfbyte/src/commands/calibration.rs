@@ -112,8 +112,10 @@ fn windows(
     window: usize,
 ) -> anyhow::Result<Samples> {
     let text = read_text(path).context("--calibration")?;
-    let tokens = model.tokenizer()?.encode(&text)?;
     let wanted = args.calibration_windows;
+    let most = wanted.saturating_mul(window).saturating_add(args.calibration_skip);
+    let tokens = model.tokenizer()?.encode_first(&text, most)?;
+    drop(text);
     if args.calibration_skip >= tokens.len() {
         return Err(Failure::new(format!(
             "--calibration-skip {} leaves nothing of the {} tokens of {}",
