@@ -8,16 +8,10 @@ _GROUP.json beside it. Linear layers alone are quantized. Each method is alone o
 magnitude, which is the first row; the last rows are stacks. Needs the assets (HALFBYTE_ASSETS, default ../shared) and nothing
 beyond the standard library. A group on SmolLM2 takes more than an hour on two cores.
 """
-import argparse
 import json
-import os
-import pathlib
 import re
-import subprocess
 
-ASSETS = pathlib.Path(os.environ.get("HALFBYTE_ASSETS", "../shared"))
-NOTES = "<!-- notes -->"
-TASKS = "boolq,piqa,hellaswag,winogrande,arc_easy,arc_challenge,openbookqa"
+from results_page import NOTES, calibration, measurement, model_name, parser, run, run_json
 
 # Of every group: what it is, and the schemes of weights and inputs.
 GROUPS = {
@@ -49,14 +43,6 @@ STACKS = {
 }
 
 
-def run(*command):
-    command = [str(c) for c in command]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise SystemExit(f"failed with exit code {done.returncode}: {' '.join(command)}")
-    return done.stdout
-
-
 def written(text, settings):
     """The recipe file with these settings; one that it does not have goes before the first table."""
     for key, value in settings.items():
@@ -73,17 +59,15 @@ def recipes(args):
     folder = args.work / "recipes"
     folder.mkdir(parents=True, exist_ok=True)
     plain = run(args.binary, "recipes", "nvfp4-w4a4")
-    base = {"weight_scheme": weight, "input_scheme": inputs, "scales": "absmax", "products": "bf16", "keep": ["lm_head", "embedding"]}
-    wanted = [(f"{args.group}-{name}", written(plain, base | settings), seeded) for name, settings, seeded in METHODS]
-    for name in STACKS[args.group]:
-        text = written(run(args.binary, "recipes", name), {"keep": ["lm_head", "embedding"]})
-        wanted.append((name, text, True))
+    base = {"weight_scheme": weight, "input_scheme": inputs, "scales": "absmax", "products": "bf16"}
+    wanted = [(name, plain, base | settings, seeded) for name, settings, seeded in METHODS]
+    wanted += [(name, run(args.binary, "recipes", name), {}, True) for name in STACKS[args.group]]
     chosen = []
-    for name, text, seeded in wanted:
-        if args.methods and name.removeprefix(args.group + "-") not in args.methods.split(","):
+    for name, text, settings, seeded in wanted:
+        if args.methods and name not in args.methods.split(","):
             continue
-        path = folder / f"{name}.toml"
-        path.write_text(written(text, {"name": name}))
+        path = folder / f"{args.group}-{name}.toml"
+        path.write_text(written(text, settings | {"name": name, "keep": ["lm_head", "embedding"]}))
         chosen.append((path, seeded))
     return chosen
 
@@ -99,9 +83,10 @@ def spread(runs, value, scale, digits):
     return text
 
 
-def table(group, original, found):
+def table(original, found):
     mean = lambda runs: sum(r["perplexity"] for r in runs) / len(runs)
     gap = mean(found[0]["runs"]) - original["perplexity"]
+    alone = [name for name, _, _ in METHODS]
     lines = ["| method | seeds | bits | perplexity | of the first row's loss | KLD | same top-1, % | task mean, % | seconds |",
              "|---" * 9 + "|",
              f"| full precision | | | {original['perplexity']:.2f} | | | | {spread([original], lambda r: r['accuracy'], 100, 1)} | |"]
@@ -109,8 +94,8 @@ def table(group, original, found):
         runs = recipe["runs"]
         less = 100 * (mean(found[0]["runs"]) - mean(runs)) / gap
         left = "" if recipe is found[0] else f"{abs(less):.0f} % {'less' if less >= 0 else 'more'}"
-        cells = [recipe["recipe"].removeprefix(group + "-") if recipe["recipe"].removeprefix(group + "-") in dict((m[0], 0) for m in METHODS)
-                 else f"`{recipe['recipe']}`", str(len(runs)), f"{runs[0]['bits_per_weight']:.2f}",
+        name = recipe["recipe"]
+        cells = [name if name in alone else f"`{name}`", str(len(runs)), f"{runs[0]['bits_per_weight']:.2f}",
                  spread(runs, lambda r: r["perplexity"], 1, 2), left, spread(runs, lambda r: r["divergence"], 1, 3),
                  spread(runs, lambda r: r["same_top1"], 100, 1), spread(runs, lambda r: r["accuracy"], 100, 1),
                  spread(runs, lambda r: r["seconds"], 1, 0)]
@@ -119,48 +104,30 @@ def table(group, original, found):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=pathlib.Path, default=pathlib.Path("target/smollm2"))
-    parser.add_argument("--name", help="the model's name in the page [default: that of its folder]")
-    parser.add_argument("--group", choices=GROUPS, required=True)
-    parser.add_argument("--methods", help="separated by commas [default: all of the group]")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path("target/methods"))
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("docs/results.md"))
-    parser.add_argument("--binary", default="target/release/halfbyte")
-    parser.add_argument("--calibration", type=pathlib.Path, default=ASSETS / "data/calibration/coqa_stories.txt")
-    parser.add_argument("--calibration-windows", type=int, default=32)
-    parser.add_argument("--text", type=pathlib.Path, default=ASSETS / "data/wikitext2-test.txt")
-    parser.add_argument("--window", type=int, default=2048)
-    parser.add_argument("--windows", type=int, default=16)
-    parser.add_argument("--task-dir", type=pathlib.Path, default=ASSETS / "data/tasks")
-    parser.add_argument("--tasks", default=TASKS, help="separated by commas; empty for none")
-    parser.add_argument("--limit", type=int, default=100)
-    args = parser.parse_args()
+    options = parser(__doc__, work="target/methods", limit=100)
+    options.add_argument("--group", choices=GROUPS, required=True)
+    options.add_argument("--methods", help="separated by commas [default: all of the group]")
+    options.add_argument("--seeds", type=int, default=3)
+    args = options.parse_args()
     found = []
     for path, seeded in recipes(args):
         # One recipe after the other, so that the page grows.
-        seeds = args.seeds if seeded else 1
-        command = [args.binary, "ablate", args.model, "--recipes", path, "--seeds", seeds, "--out", args.work / args.group / path.stem,
-                   "--calibration", args.calibration, "--calibration-windows", args.calibration_windows, "--perplexity", args.text,
-                   "--window", args.window, "--windows", args.windows, "--cache", args.work / "cache", "--products", "bf16", "--json"]
-        if args.tasks:
-            command += ["--tasks", args.tasks, "--task-dir", args.task_dir, "--limit", args.limit]
-        done = json.loads(run(*command))
+        done = run_json(args.binary, "ablate", args.model, "--recipes", path, "--seeds", args.seeds if seeded else 1,
+                        "--out", args.work / path.stem, *calibration(args), *measurement(args))
         found.append(done["recipes"][0])
         write(args, done["original"], found)
 
 
 def write(args, original, found):
-    name = args.name or args.model.name
+    name = model_name(args)
     tasks = len(args.tasks.split(",")) if args.tasks else 0
     text = [f"## {name}, methods alone and stacked: {GROUPS[args.group][0]}", "",
             f"Made by `python3 tests/python/methods_md.py --group {args.group}`. Linear layers; {args.calibration_windows} windows of 512 "
             f"tokens of {args.calibration.name}, others for each seed; perplexity and mean KL divergence over {args.windows} windows of "
             f"{args.window} tokens of {args.text.name}"
             + (f"; mean accuracy of {tasks} tasks, {args.limit} rows each" if tasks else "")
-            + "; bf16 products; ± the standard deviation of a seed. Seconds of the quantization, on a machine that did other work too.",
-            "", *table(args.group, original, found)]
+            + f"; {args.products} products; ± the standard deviation of a seed. Seconds of the quantization, on a machine that did other work too.",
+            "", *table(original, found)]
     begin, end = f"<!-- methods {args.group} -->", f"<!-- end of methods {args.group} -->"
     section = "\n".join([begin, "", *text, "", end])
     page = args.out.read_text() if args.out.exists() else ""

@@ -9,23 +9,9 @@ with 500 rows of each task take hours on two cores; stopped at any moment, the s
 --limit and --windows make it smaller. Its figures are in a file _recipes.jsonl beside it. Text of the page below a line
 "<!-- notes -->" is kept.
 """
-import argparse
 import json
-import os
-import pathlib
-import subprocess
 
-ASSETS = pathlib.Path(os.environ.get("HALFBYTE_ASSETS", "../shared"))
-NOTES = "<!-- notes -->"
-TASKS = "boolq,piqa,hellaswag,winogrande,arc_easy,arc_challenge,openbookqa"
-
-
-def run(*command):
-    command = [str(c) for c in command]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise SystemExit(f"failed with exit code {done.returncode}: {' '.join(command)}")
-    return json.loads(done.stdout)
+from results_page import NOTES, calibration, measurement, model_name, parser, run_json
 
 
 def cell(value, form):
@@ -55,46 +41,27 @@ def table(found, names, tasks):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=pathlib.Path, default=pathlib.Path("target/smollm2"))
-    parser.add_argument("--name", help="the model's name in the page [default: that of its folder]")
-    parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path("target/results"))
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("docs/results.md"))
-    parser.add_argument("--binary", default="target/release/halfbyte")
-    parser.add_argument("--recipes", help="separated by commas [default: all built-in ones]")
-    parser.add_argument("--calibration", type=pathlib.Path, default=ASSETS / "data/calibration/coqa_stories.txt")
-    parser.add_argument("--calibration-windows", type=int, default=32)
-    parser.add_argument("--text", type=pathlib.Path, default=ASSETS / "data/wikitext2-test.txt")
-    parser.add_argument("--window", type=int, default=2048)
-    parser.add_argument("--windows", type=int, default=16)
-    parser.add_argument("--task-dir", type=pathlib.Path, default=ASSETS / "data/tasks")
-    parser.add_argument("--tasks", default=TASKS, help="separated by commas; empty for none")
-    parser.add_argument("--limit", type=int, default=500)
-    parser.add_argument("--products", choices=["f32", "bf16"], default="bf16", help="of the evaluation")
-    parser.add_argument("--group", type=int, default=4, help="recipes between two writings of the page")
-    args = parser.parse_args()
-    built_in = [r["recipe"] for r in run(args.binary, "recipes", "--json")["recipes"]]
+    options = parser(__doc__, work="target/results", limit=500)
+    options.add_argument("--recipes", help="separated by commas [default: all built-in ones]")
+    options.add_argument("--group", type=int, default=4, help="recipes between two writings of the page")
+    args = options.parse_args()
+    built_in = [r["recipe"] for r in run_json(args.binary, "recipes")["recipes"]]
     recipes = args.recipes.split(",") if args.recipes else built_in
     tasks = [t for t in args.tasks.split(",") if t]
     args.work.mkdir(parents=True, exist_ok=True)
     for end in [*range(args.group, len(recipes), args.group), len(recipes)]:
         for recipe in recipes[max(0, end - args.group):end]:
-            cost = run(args.binary, "quantize", args.model, "--recipe", recipe, "--calibration", args.calibration,
-                       "--calibration-windows", args.calibration_windows, "--out", args.work / recipe, "--json")
+            cost = run_json(args.binary, "quantize", args.model, "--recipe", recipe, *calibration(args),
+                            "--out", args.work / recipe)
             print("#", recipe, "was finished" if cost["was_finished"] else f"{cost['seconds']:.0f} s", flush=True)
         write(args, recipes[:end], tasks, [r for r in built_in if r not in recipes[:end]])
 
 
 def write(args, recipes, tasks, left_out):
-    command = [args.binary, "compare", args.model, *[args.work / r for r in recipes], "--perplexity", args.text,
-               "--window", args.window, "--windows", args.windows, "--cache", args.work / "cache",
-               "--products", args.products, "--json"]
-    if tasks:
-        command += ["--tasks", args.tasks, "--task-dir", args.task_dir, "--limit", args.limit]
-    found = run(*command)
+    found = run_json(args.binary, "compare", args.model, *[args.work / r for r in recipes], *measurement(args))
     scored = found["models"][0]["perplexity"]
     rows = {t: found["models"][0]["tasks"][t]["n"] for t in tasks}
-    page = [f"# {args.name or args.model.name} with every recipe", "",
+    page = [f"# {model_name(args)} with every recipe", "",
             "Made by `python3 tests/python/results_md.py`, which says what it needs.", "",
             *table(found, ["original", *recipes], tasks), "",
             f"Calibrated on {args.calibration_windows} windows of {args.calibration.name}. Perplexity and KL divergence (nats, "
@@ -108,8 +75,8 @@ def write(args, recipes, tasks, left_out):
     if left_out:
         page += ["", "Not measured: " + ", ".join(left_out) + "."]
     notes = args.out.read_text().partition(NOTES)[2] if args.out.exists() else ""
-    args.out.write_text("\n".join(page) + "\n" + (NOTES + notes if notes else ""))
-    lines = [json.dumps(model | {"model": args.name or args.model.name, "quantized": name})
+    args.out.write_text("\n".join(page) + "\n" + ("\n" + NOTES + notes if notes else ""))
+    lines = [json.dumps(model | {"model": model_name(args), "quantized": name})
              for name, model in zip([None, *recipes], found["models"])]
     args.out.with_name(args.out.stem + "_recipes.jsonl").write_text("\n".join(lines) + "\n")
     print(f"wrote {args.out} with {len(recipes)} recipes", flush=True)

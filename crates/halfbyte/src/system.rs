@@ -6,7 +6,7 @@ use tracing_subscriber::EnvFilter;
 
 /// Lets the allocator keep what is freed for what comes next. By default glibc gives every large matrix back to the system, and
 /// each then costs its pages anew and interrupts the other threads: as much time as the products of an evaluation. Other
-/// allocators are left alone. Peak memory is the same within a hundredth.
+/// allocators are left alone. Peak memory grew by a hundredth.
 pub(crate) fn keep_freed_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     for setting in [libc::M_MMAP_THRESHOLD, libc::M_TRIM_THRESHOLD] {

@@ -2,27 +2,19 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod util;
+
 use halfbyte_checkpoint::{RawTensor, SafetensorsFile};
-use halfbyte_model::{Input, Model, Task, Tokenizer};
+use halfbyte_model::{Input, Model, Task};
 use halfbyte_tensor::log_sum_exp;
 use std::path::{Path, PathBuf};
+use util::asset;
 
 /// Largest difference relative to the largest expected value that counts as agreement.
 const TOLERANCE: f32 = 1e-4;
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
-}
-
-fn asset(path: &str) -> Option<PathBuf> {
-    let root = std::env::var_os("HALFBYTE_ASSETS")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared"), PathBuf::from);
-    let found = root.join(path);
-    if found.exists() {
-        return Some(found);
-    }
-    println!("SKIPPED: {path} is not under HALFBYTE_ASSETS ({})", root.display());
-    None
 }
 
 fn floats(file: &SafetensorsFile, name: &str) -> Vec<f32> {
@@ -132,27 +124,6 @@ fn stories260k_agrees_with_transformers() {
     let text = std::fs::read_to_string(asset("data/tinystories_valid_subset.txt").unwrap()).unwrap();
     let text: String = text.chars().take(2000).collect();
     assert_eq!(model.tokenizer().unwrap().encode(&text).unwrap(), ids(&expected, "text_ids"));
-}
-
-#[test]
-fn the_first_tokens_of_a_text_are_those_of_the_whole() {
-    let (Some(stories), Some(text)) =
-        (asset("models/stories260K"), asset("data/calibration/coqa_stories.txt"))
-    else {
-        return;
-    };
-    let text = std::fs::read_to_string(text).unwrap();
-    let large = asset("models/SmolLM2-135M-Instruct").unwrap();
-    for path in [stories.join("tokenizer.json"), large.join("tokenizer.json")] {
-        let tokenizer = Tokenizer::from_file(&path).unwrap();
-        for text in [&text[..], &text.replace('\n', " ")] {
-            let all = tokenizer.encode(text).unwrap();
-            for wanted in [0, 1, 100, 5000, all.len() - 1, all.len(), usize::MAX] {
-                let found = tokenizer.encode_first(text, wanted).unwrap();
-                assert_eq!(found, all[..wanted.min(all.len())], "{}: {wanted}", path.display());
-            }
-        }
-    }
 }
 
 /// The network's output and the last block's output in the first row of every input agree with `golden`.

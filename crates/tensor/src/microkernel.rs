@@ -1,4 +1,4 @@
-//! The innermost tile of a product, once for each instruction set.
+//! The innermost parts of a product, its tile and the transposition that makes panels, once for each instruction set.
 //!
 //! `unsafe` is confined to this file: calling code compiled for AVX-512 or AVX2 after the processor was asked for
 //! them, and unchecked loads of panels whose length is asserted at the door. One generic source serves all: the
