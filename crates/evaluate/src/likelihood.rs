@@ -8,7 +8,7 @@
 use crate::EvaluateError;
 use crate::progress::Meter;
 use halfbyte_model::{Head, Model};
-use halfbyte_tensor::{Layout, Matrix, index_of_largest, log_sum_exp};
+use halfbyte_tensor::{Layout, Matrix, index_of_largest, log_sum_exp, side_by_side};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
@@ -39,7 +39,7 @@ pub struct Likelihood {
 pub(crate) struct Sizes {
     /// Tokens between two readings of the weights.
     batch: usize,
-    /// Rows of a matrix, unless one item alone has more.
+    /// Rows of a matrix, to within an item.
     pack: usize,
     /// Bytes of one model's logits.
     logits: usize,
@@ -50,6 +50,9 @@ const HIDDEN_BYTES: usize = 256 << 20;
 /// Tokens of a batch: a weight is then used for twice as many operations each time that it is read. Tests want several
 /// batches from few tokens.
 const BATCH: usize = if cfg!(test) { 2048 } else { 16_384 };
+
+/// Packs that go through a block side by side.
+const AT_ONCE: usize = 2;
 
 impl Sizes {
     pub(crate) fn of(model: &Model) -> Self {
@@ -187,9 +190,19 @@ impl Pack {
     }
 }
 
-/// Packs the items of a batch.
+/// Packs the items of a batch into matrices of about the same number of rows, so that those side by side take equally long.
 pub(crate) fn pack(items: &[&Item], sizes: Sizes) -> Vec<Pack> {
-    cut(items, sizes.pack).into_iter().map(|range| Pack::new(&items[range])).collect()
+    let rows = items.iter().map(|item| Shape::of(item).rows()).sum::<usize>();
+    let packs = AT_ONCE * rows.div_ceil(AT_ONCE * sizes.pack);
+    let (mut all, mut start, mut filled) = (Vec::with_capacity(packs), 0, 0);
+    for (i, item) in items.iter().enumerate() {
+        filled += Shape::of(item).rows();
+        if filled * packs >= rows * (all.len() + 1) || i + 1 == items.len() {
+            all.push(Pack::new(&items[start..=i]));
+            start = i + 1;
+        }
+    }
+    all
 }
 
 /// The last block's output at the scored rows of every pack, `[scored, hidden]`.
@@ -203,9 +216,11 @@ pub(crate) fn states(model: &Model, packs: &[Pack], meter: &mut Meter) -> Result
     };
     for layer in 0..a.blocks.len() {
         let block = model.block(layer)?;
-        for (state, pack) in hidden.iter_mut().zip(packs) {
-            *state = block.forward(std::mem::take(state), &rotary, &pack.layout);
-            meter.add(pack.tokens.len() as u64)?;
+        for (states, packs) in hidden.chunks_mut(AT_ONCE).zip(packs.chunks(AT_ONCE)) {
+            let taken = states.iter_mut().map(std::mem::take).zip(packs).collect();
+            let left = side_by_side(taken, |(state, pack)| block.forward(state, &rotary, &pack.layout));
+            states.iter_mut().zip(left).for_each(|(state, left)| *state = left);
+            meter.add(packs.iter().map(|p| p.tokens.len() as u64).sum())?;
         }
     }
     let pick = |(state, pack): (&Matrix, &Pack)| {

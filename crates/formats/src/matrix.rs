@@ -5,6 +5,9 @@ use crate::pack::{pack, packed_len, unpack};
 use crate::scheme::{check_length, check_matrix};
 use crate::{Element, FormatError, Granularity, ScaleFormat, Scheme};
 
+/// Codes that are decoded at a time.
+const PIECE: usize = 256;
+
 /// A matrix stored by a scheme.
 ///
 /// The value at (r, c) is `table(code) · (scale · tensor_scale)`, the product of scales rounded to `f32` first.
@@ -147,31 +150,32 @@ impl QuantizedMatrix {
         let (element, bytes) = (self.scheme.element, self.row_bytes());
         let skipped = from * element.bits() as usize;
         assert!(skipped.is_multiple_of(8) && from + out.len() <= self.cols);
-        let mut codes = [0u8; 256];
+        let (mut codes, mut scales) = ([0u8; PIECE], [0f32; PIECE]);
         let (mut at, mut done) = (r * bytes + skipped / 8, 0);
         while done < out.len() {
             let n = (out.len() - done).min(codes.len());
             let packed = packed_len(element.bits(), n);
             unpack(element.bits(), &self.codes[at..at + packed], n, &mut codes[..n]);
-            let mut column = 0;
-            while column < n {
-                // Columns up to the next change of scale.
-                let (scale, until) = match self.scheme.granularity {
-                    Granularity::Tensor => (self.scales[0], n),
-                    Granularity::Channel => (self.scales[r], n),
-                    Granularity::Group(g) => {
+            let (codes, out) = (&codes[..n], &mut out[done..done + n]);
+            match self.scheme.granularity {
+                Granularity::Tensor => {
+                    kernel::decode(element, self.scales[0] * self.tensor_scale, codes, out)
+                }
+                Granularity::Channel => {
+                    kernel::decode(element, self.scales[r] * self.tensor_scale, codes, out)
+                }
+                Granularity::Group(g) => {
+                    let mut column = 0;
+                    while column < n {
+                        // Columns up to the next change of scale.
                         let absolute = from + done + column;
-                        (self.scales[r * (self.cols / g) + absolute / g], (column + g - absolute % g).min(n))
+                        let until = (column + g - absolute % g).min(n);
+                        let scale = self.scales[r * (self.cols / g) + absolute / g];
+                        scales[column..until].fill(scale * self.tensor_scale);
+                        column = until;
                     }
-                };
-                let span = column..until;
-                kernel::decode(
-                    element,
-                    scale * self.tensor_scale,
-                    &codes[span.clone()],
-                    &mut out[done..][span],
-                );
-                column = until;
+                    kernel::decode_columns(element, &scales[..n], codes, out);
+                }
             }
             done += n;
             at += n * element.bits() as usize / 8;

@@ -137,14 +137,15 @@ impl Block {
                 Step::Tap(Carry(hidden), x)
             }
             TapKind::MlpInput => {
-                let mut first = linears[0].forward(x);
-                let up = match self.spec.mlp {
-                    Mlp::Plain => None,
-                    Mlp::Gated => Some(linears[1].forward(x)),
+                let (mut first, up) = match self.spec.mlp {
+                    Mlp::Plain => (linears[0].forward(x), None),
+                    Mlp::Gated => {
+                        let [gate, up] = Linear::forward_all([&linears[0], &linears[1]], x);
+                        (gate, Some(up))
+                    }
                     Mlp::GatedStacked => {
-                        let (gate, up) = apart(&first);
-                        first = gate;
-                        Some(up)
+                        let (gate, up) = apart(&linears[0].forward(x));
+                        (gate, Some(up))
                     }
                 };
                 self.spec.activation.apply(&mut first);
@@ -213,7 +214,7 @@ impl Block {
         let shape = &self.spec.attention;
         let (dim, heads, kv_heads) = (shape.head_dim, shape.heads, shape.kv_heads);
         match self.spec.projections {
-            Projections::Separate => [linears[0].forward(x), linears[1].forward(x), linears[2].forward(x)],
+            Projections::Separate => Linear::forward_all([&linears[0], &linears[1], &linears[2]], x),
             Projections::Stacked => {
                 let fused = linears[0].forward(x);
                 let (q, kv) = (heads * dim, kv_heads * dim);

@@ -83,11 +83,29 @@ pub struct Linear {
 impl Linear {
     /// The layer's output `[tokens, outputs]` for `x` `[tokens, inputs]`.
     pub fn forward(&self, x: &Matrix) -> Matrix {
-        let mut out = Matrix::zeros(x.rows, self.site.outputs);
+        self.through(&self.seen(x))
+    }
+
+    /// The outputs of layers that get the same input `x`, which is quantized once for all that quantize it alike.
+    pub(crate) fn forward_all<const N: usize>(layers: [&Self; N], x: &Matrix) -> [Matrix; N] {
+        let mut last: Option<(&Self, Cow<Matrix>)> = None;
+        layers.map(|layer| {
+            let seen = match last.take() {
+                Some((before, seen)) if before.input == layer.input => seen,
+                _ => layer.seen(x),
+            };
+            let out = layer.through(&seen);
+            last = Some((layer, seen));
+            out
+        })
+    }
+
+    /// The output for an input as the product sees it.
+    fn through(&self, seen: &Matrix) -> Matrix {
+        let mut out = Matrix::zeros(seen.rows, self.site.outputs);
         if let Some(bias) = &self.bias {
             out.data.chunks_exact_mut(bias.len()).for_each(|row| row.copy_from_slice(bias));
         }
-        let seen = self.seen(x);
         let x = Rows::new(&seen.data, self.site.inputs);
         let stride = self.site.outputs;
         self.weight.with(|w| product_into(&x, w, &mut out.data, stride, self.precision));

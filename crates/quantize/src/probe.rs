@@ -1,7 +1,7 @@
 //! Trying something on one block: its full-precision inputs and outputs, and the error of a block that stands in for it.
 
 use crate::QuantizeError;
-use crate::store::{Place, Store};
+use crate::store::{Place, Store, windows_side_by_side};
 use crate::stream::QuantizedBlock;
 use halfbyte_model::{Block, RotaryTables, Weight};
 use halfbyte_tensor::{Layout, sum_of_squares};
@@ -18,9 +18,13 @@ pub(crate) fn forward(
     place: &Place,
 ) -> Result<Store, QuantizeError> {
     let mut out = Store::new(place, hidden.channels(), hidden.rows())?;
-    for i in 0..hidden.windows() {
-        out.put(i, block.forward(hidden.get(i)?, rotary, &layouts[i]))?;
-    }
+    windows_side_by_side(
+        &mut out,
+        hidden.windows(),
+        |_, i| hidden.get(i),
+        |i, window| block.forward(window, rotary, &layouts[i]),
+        |out, i, window| out.put(i, window),
+    )?;
     Ok(out)
 }
 

@@ -1,7 +1,7 @@
 //! Activations of the calibration tokens, one matrix a window, in memory or in a file.
 
 use crate::QuantizeError;
-use halfbyte_tensor::Matrix;
+use halfbyte_tensor::{Matrix, side_by_side};
 use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -116,6 +116,30 @@ impl Store {
             }
         }
     }
+}
+
+/// Windows that go through layers side by side: as many as cost little memory and keep a machine of two threads busy.
+pub(crate) const AT_ONCE: u64 = 2;
+
+/// Takes every window from `stores`, works on [`AT_ONCE`] of them side by side, and puts what comes of them back in order.
+///
+/// # Errors
+/// Those of `take` and `put`.
+pub(crate) fn windows_side_by_side<S, I: Send, O: Send>(
+    stores: &mut S,
+    windows: usize,
+    take: impl Fn(&mut S, usize) -> Result<I, QuantizeError>,
+    work: impl Fn(usize, I) -> O + Sync,
+    put: impl Fn(&mut S, usize, O) -> Result<(), QuantizeError>,
+) -> Result<(), QuantizeError> {
+    let all: Vec<usize> = (0..windows).collect();
+    for some in all.chunks(AT_ONCE as usize) {
+        let taken =
+            some.iter().map(|&i| Ok((i, take(stores, i)?))).collect::<Result<Vec<_>, QuantizeError>>()?;
+        let made = side_by_side(taken, |(i, window)| work(i, window));
+        some.iter().zip(made).try_for_each(|(&i, made)| put(stores, i, made))?;
+    }
+    Ok(())
 }
 
 fn spill_error(doing: &str, e: &std::io::Error) -> QuantizeError {

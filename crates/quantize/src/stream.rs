@@ -10,7 +10,7 @@ use crate::probe;
 use crate::profile::Profile;
 use crate::recipe::{Calibration, Recipe, Rounding};
 use crate::residual::{Residual, token_weights};
-use crate::store::{Place, Store};
+use crate::store::{Place, Store, windows_side_by_side};
 use crate::tap::TapInputs;
 use halfbyte_checkpoint::{StoredAttention, StoredLayer};
 use halfbyte_model::{
@@ -76,11 +76,16 @@ impl<'a> Stream<'a> {
         let rows = hidden.rows().to_vec();
         let mut carry = Store::new(around.place, block.spec.carried(0, hidden.channels()), &rows)?;
         let mut x = Store::new(around.place, block.spec.taps[0].channels(), &rows)?;
-        for i in 0..rows.len() {
-            let (c, first) = block.enter(hidden.take(i)?);
-            carry.put(i, c.0)?;
-            x.put(i, first)?;
-        }
+        windows_side_by_side(
+            &mut (&mut hidden, &mut carry, &mut x),
+            rows.len(),
+            |(hidden, ..), i| hidden.take(i),
+            |_, hidden| block.enter(hidden),
+            |(_, carry, x), i, (c, first)| {
+                carry.put(i, c.0)?;
+                x.put(i, first)
+            },
+        )?;
         Ok(Self { block, around, carry, x })
     }
 
@@ -93,19 +98,21 @@ impl<'a> Stream<'a> {
         let narrows = self.block.spec.carried(tap, 1) > self.block.spec.carried(tap + 1, 1);
         let half = self.carry.channels() / 2;
         let mut narrow = narrows.then(|| Store::new(self.around.place, half, &rows)).transpose()?;
-        for i in 0..rows.len() {
-            let carry = Carry(self.carry.take(i)?);
-            let layout = &self.around.layouts[i];
-            let step = self.block.advance(tap, carry, &self.x.take(i)?, linears, self.around.rotary, layout);
-            let (carry, next) = match step {
-                Step::Tap(carry, next) => (carry.0, Some(next)),
-                Step::Done(hidden) => (hidden, None),
-            };
-            narrow.as_mut().unwrap_or(&mut self.carry).put(i, carry)?;
-            if let Some(next) = next {
-                x.put(i, next)?;
-            }
-        }
+        let (block, around) = (self.block, self.around);
+        windows_side_by_side(
+            &mut (&mut self.carry, &mut self.x, &mut narrow, &mut x),
+            rows.len(),
+            |(carry, x, ..), i| Ok((Carry(carry.take(i)?), x.take(i)?)),
+            |i, (carry, x)| block.advance(tap, carry, &x, linears, around.rotary, &around.layouts[i]),
+            |(carry, _, narrow, x), i, step| {
+                let (left, next) = match step {
+                    Step::Tap(left, next) => (left.0, Some(next)),
+                    Step::Done(hidden) => (hidden, None),
+                };
+                narrow.as_mut().unwrap_or(&mut **carry).put(i, left)?;
+                next.map_or(Ok(()), |next| x.put(i, next))
+            },
+        )?;
         if let Some(narrow) = narrow {
             self.carry = narrow;
         }
@@ -122,13 +129,18 @@ impl Stream<'_> {
         let store = |heads: usize| Store::new(self.around.place, heads * shape.head_dim, &rows);
         let (mut query, mut key, mut value) =
             (store(shape.heads)?, store(shape.kv_heads)?, store(shape.kv_heads)?);
-        for i in 0..rows.len() {
-            let layout = &self.around.layouts[i];
-            let made = self.block.operands(&self.x.take(i)?, linears, self.around.rotary, layout);
-            query.put(i, made.query)?;
-            key.put(i, made.key)?;
-            value.put(i, made.value)?;
-        }
+        let (block, around) = (self.block, self.around);
+        windows_side_by_side(
+            &mut (&mut self.x, &mut query, &mut key, &mut value),
+            rows.len(),
+            |(x, ..), i| x.take(i),
+            |i, x| block.operands(&x, linears, around.rotary, &around.layouts[i]),
+            |(_, query, key, value), i, made| {
+                query.put(i, made.query)?;
+                key.put(i, made.key)?;
+                value.put(i, made.value)
+            },
+        )?;
         Ok(OperandStores::new(query, key, value))
     }
 
@@ -140,9 +152,14 @@ impl Stream<'_> {
     ) -> Result<(), QuantizeError> {
         let (rows, shape) = (self.x.rows().to_vec(), &self.block.spec.attention);
         let mut x = Store::new(self.around.place, shape.heads * shape.head_dim, &rows)?;
-        for i in 0..rows.len() {
-            x.put(i, self.block.attend(operands.take(i)?, &self.around.layouts[i], products))?;
-        }
+        let (block, layouts) = (self.block, self.around.layouts);
+        windows_side_by_side(
+            &mut (&mut operands, &mut x),
+            rows.len(),
+            |(operands, _), i| operands.take(i),
+            |i, operands| block.attend(operands, &layouts[i], products),
+            |(_, x), i, mixed| x.put(i, mixed),
+        )?;
         self.x = x;
         Ok(())
     }

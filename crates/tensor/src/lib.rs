@@ -16,6 +16,7 @@ mod operand;
 mod ops;
 mod product;
 mod random;
+mod threads;
 
 pub use activation::{
     gelu, gelu_slope, gelu_tanh, gelu_tanh_slope, relu, relu_slope, silu, silu_slope, tanh, tanh_slope,
@@ -33,3 +34,4 @@ pub use ops::{
 };
 pub use product::{Precision, gram, mirror, product, product_into};
 pub use random::mix;
+pub use threads::side_by_side;

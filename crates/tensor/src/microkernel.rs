@@ -5,6 +5,7 @@
 //! compiler turns the constant loops into registers, and every element is the same chain of fused multiply-adds.
 #![allow(unsafe_code)]
 
+use crate::operand::PIECE;
 use std::sync::OnceLock;
 
 /// An instruction set that the products can run on.
@@ -71,32 +72,45 @@ pub(crate) fn prefetch(values: &[f32]) {
     let _ = values;
 }
 
-/// Rows and columns of a [`Square`]: the words of a 512-bit register.
+/// Rows and columns that are transposed at a time: the words of a 512-bit register.
 pub(crate) const SIDE: usize = 16;
-/// Words, to be transposed.
-pub(crate) type Square = [[u32; SIDE]; SIDE];
 
-/// Transposes in place.
-pub(crate) fn transpose(square: &mut Square) {
+/// Writes [`SIDE`] columns of `words` from column `at` on, or as many as there are lines in `out`, as lines of `rows` values,
+/// `stride` apart.
+pub(crate) fn transpose(
+    words: &[[u32; PIECE]; SIDE],
+    at: usize,
+    out: &mut [u32],
+    stride: usize,
+    rows: usize,
+) {
+    assert!(at + SIDE <= PIECE && rows <= SIDE && rows <= stride);
+    let lines = ((out.len() + stride - rows) / stride).min(SIDE);
     #[cfg(target_arch = "x86_64")]
-    if isa() == Isa::Avx512 {
-        // SAFETY: `isa` says so only after the processor was asked.
-        return unsafe { transpose_avx512(square) };
+    if isa() == Isa::Avx512 && lines == SIDE {
+        // SAFETY: `isa` says so only after the processor was asked, and there are 16 lines of `rows` values.
+        return unsafe { transpose_avx512(words, at, out, stride, rows) };
     }
-    for i in 0..SIDE {
-        for j in 0..i {
-            (square[i][j], square[j][i]) = (square[j][i], square[i][j]);
+    for (l, line) in out.chunks_mut(stride).take(lines).enumerate() {
+        for (to, row) in line[..rows].iter_mut().zip(words) {
+            *to = row[at + l];
         }
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
-unsafe fn transpose_avx512(square: &mut Square) {
+unsafe fn transpose_avx512(
+    words: &[[u32; PIECE]; SIDE],
+    at: usize,
+    out: &mut [u32],
+    stride: usize,
+    rows: usize,
+) {
     use std::arch::x86_64::*;
-    // SAFETY: every load and store is one row of the square.
+    // SAFETY: every load is within one row of the words, every store within one line of `out`.
     unsafe {
-        let r = square.each_ref().map(|row| _mm512_loadu_si512(row.as_ptr().cast()));
+        let r = words.each_ref().map(|row| _mm512_loadu_si512(row.as_ptr().add(at).cast()));
         // Of every four rows: the 128 bits at place l of number c are column 4 l + c.
         let mut q = r;
         for g in (0..SIDE).step_by(4) {
@@ -106,6 +120,7 @@ unsafe fn transpose_avx512(square: &mut Square) {
             (q[g], q[g + 1]) = (_mm512_unpacklo_epi64(a, c), _mm512_unpackhi_epi64(a, c));
             (q[g + 2], q[g + 3]) = (_mm512_unpacklo_epi64(b, d), _mm512_unpackhi_epi64(b, d));
         }
+        let (mask, out) = (((1u32 << rows) - 1) as __mmask16, out.as_mut_ptr().cast::<i32>());
         for c in 0..4 {
             let even = _mm512_shuffle_i32x4::<0x88>(q[c], q[4 + c]);
             let odd = _mm512_shuffle_i32x4::<0xdd>(q[c], q[4 + c]);
@@ -118,11 +133,15 @@ unsafe fn transpose_avx512(square: &mut Square) {
                 _mm512_shuffle_i32x4::<0xdd>(odd, later_odd),
             ];
             for (l, column) in columns.into_iter().enumerate() {
-                _mm512_storeu_si512(square[4 * l + c].as_mut_ptr().cast(), column);
+                _mm512_mask_storeu_epi32(out.add((4 * l + c) * stride), mask, column);
             }
         }
     }
 }
+
+/// Lines of B that are asked for before they are needed: they come from the L2 cache.
+#[cfg(target_arch = "x86_64")]
+const AHEAD: usize = 8;
 
 /// The largest tile of any kernel.
 pub(crate) const MAX_TILE: usize = 12 * 32;
@@ -196,6 +215,9 @@ unsafe fn avx512_pairs(pairs: usize, a: &[u32], b: &[u32], tile: &mut [f32], str
             row[1] = _mm512_loadu_ps(t.add(i * stride + 16));
         }
         for _ in 0..pairs {
+            // Past the end it asks for what is not read: a hint that cannot fault.
+            _mm_prefetch::<_MM_HINT_T0>(b.wrapping_add(AHEAD * 32).cast());
+            _mm_prefetch::<_MM_HINT_T0>(b.wrapping_add(AHEAD * 32 + 16).cast());
             let b0: __m512bh = transmute(_mm512_loadu_si512(b.cast()));
             let b1: __m512bh = transmute(_mm512_loadu_si512(b.add(16).cast()));
             for (i, row) in acc.iter_mut().enumerate() {
@@ -226,6 +248,8 @@ unsafe fn avx512(depth: usize, a: &[f32], b: &[f32], tile: &mut [f32], stride: u
             row[1] = _mm512_loadu_ps(t.add(i * stride + 16));
         }
         for _ in 0..depth {
+            _mm_prefetch::<_MM_HINT_T0>(b.wrapping_add(AHEAD * 32).cast());
+            _mm_prefetch::<_MM_HINT_T0>(b.wrapping_add(AHEAD * 32 + 16).cast());
             let (b0, b1) = (_mm512_loadu_ps(b), _mm512_loadu_ps(b.add(16)));
             for (i, row) in acc.iter_mut().enumerate() {
                 let x = _mm512_set1_ps(*a.add(i));
@@ -300,9 +324,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_square_is_transposed() {
-        let mut square: Square = std::array::from_fn(|i| std::array::from_fn(|j| (100 * i + j) as u32));
-        transpose(&mut square);
-        assert_eq!(square, std::array::from_fn(|i| std::array::from_fn(|j| (100 * j + i) as u32)));
+    fn words_are_transposed_into_lines() {
+        let words = std::array::from_fn(|i| std::array::from_fn(|j| (1000 * i + j) as u32));
+        for (lines, rows, stride) in
+            [(16, 16, 16), (16, 12, 12), (16, 16, 32), (16, 6, 9), (5, 12, 12), (1, 1, 2)]
+        {
+            let mut out = vec![7; (lines - 1) * stride + rows];
+            transpose(&words, 48, &mut out, stride, rows);
+            for (i, v) in out.into_iter().enumerate() {
+                let (line, row) = (i / stride, i % stride);
+                assert_eq!(v, if row < rows { words[row][48 + line] } else { 7 }, "{lines} {rows} {stride}");
+            }
+        }
     }
 }

@@ -3,7 +3,7 @@
 //! Weights stay in the form in which they are stored (bf16, packed 4-bit codes) and become f32 only inside the small
 //! packed panels of a product, so that a layer costs its stored bytes and no more.
 
-use crate::microkernel::{SIDE, Square, transpose};
+use crate::microkernel::{SIDE, transpose};
 use bytemuck::cast_slice_mut;
 use multiversion::multiversion;
 
@@ -27,6 +27,26 @@ pub trait Operand: Sync {
         panels(read, count, depth, width, cast_slice_mut(out));
     }
 
+    /// As [`pack`](Self::pack) rounded to bfloat16 and with the two columns of a pair exchanged; a line of zeros stands for the
+    /// partner that the last column of an odd depth lacks, so that there are an even number of lines.
+    fn pack_rounded(
+        &self,
+        row: usize,
+        count: usize,
+        from: usize,
+        depth: usize,
+        width: usize,
+        out: &mut [f32],
+    ) {
+        let read = |r: usize, k: usize, line: &mut [u32; PIECE]| {
+            let n = (depth - k).min(PIECE);
+            self.read(row + r, from + k, &mut cast_slice_mut(line)[..n]);
+            line[n..].fill(0);
+            exchange(line);
+        };
+        panels(read, count, depth.next_multiple_of(2), width, cast_slice_mut(out));
+    }
+
     /// As [`pack`](Self::pack) in bfloat16 pairs: a line has column `from + 2p` of a row in the lower half and the next one in
     /// the upper, zero past the end.
     fn pack_pairs(&self, row: usize, count: usize, from: usize, depth: usize, width: usize, out: &mut [u32]) {
@@ -41,7 +61,7 @@ pub trait Operand: Sync {
 }
 
 /// Lines of a panel that are made at a time: those of one panel's rows stay in the L1 cache.
-const PIECE: usize = 64;
+pub(crate) const PIECE: usize = 256;
 
 /// Writes `count` rows of `depth` words as panels of `width` rows. `read` gives the words of a row from one on, as many as there
 /// are.
@@ -64,28 +84,21 @@ fn panels(
                     }
                 }
                 for (i, lines) in lines.chunks_mut(SIDE * width).enumerate() {
-                    let mut square = words.each_ref().map(|w| w.as_chunks::<SIDE>().0[i]);
-                    transpose(&mut square);
-                    let lines = lines.chunks_exact_mut(width).map(|line| &mut line[side..side + rows]);
-                    // Sizes known to the compiler, so that a line is a register and not a call.
-                    match rows {
-                        SIDE => store::<SIDE>(&square, lines),
-                        12 => store::<12>(&square, lines),
-                        _ => {
-                            square.iter().zip(lines).for_each(|(from, to)| to.copy_from_slice(&from[..rows]))
-                        }
-                    }
+                    transpose(&words, i * SIDE, &mut lines[side..], width, rows);
                 }
             }
         }
     }
 }
 
-fn store<'a, const N: usize>(square: &Square, lines: impl Iterator<Item = &'a mut [u32]>) {
-    for (from, to) in square.iter().zip(lines) {
-        if let (Some(to), Some(from)) = (to.first_chunk_mut::<N>(), from.first_chunk::<N>()) {
-            *to = *from;
-        }
+/// Rounds to bfloat16 and exchanges the two of every pair.
+#[multiversion(targets("x86_64+avx512f+avx512bw", "x86_64+avx2"))]
+fn exchange(line: &mut [u32; PIECE]) {
+    for bits in line.iter_mut() {
+        *bits = bfloat16(f32::from_bits(*bits));
+    }
+    for pair in line.as_chunks_mut::<2>().0 {
+        pair.swap(0, 1);
     }
 }
 
@@ -95,6 +108,16 @@ fn pairs(values: &[f32; 2 * PIECE], out: &mut [u32; PIECE]) {
     for (out, v) in out.iter_mut().zip(values.as_chunks::<2>().0) {
         *out = bfloat16(v[0]) >> 16 | bfloat16(v[1]);
     }
+}
+
+/// Values rounded to bfloat16, and zeros to the end of `out`.
+#[multiversion(targets("x86_64+avx512f+avx512bw", "x86_64+avx2"))]
+fn round_line(values: &[f32], out: &mut [f32]) {
+    let (to, past) = out.split_at_mut(values.len());
+    for (to, v) in to.iter_mut().zip(values) {
+        *to = f32::from_bits(bfloat16(*v));
+    }
+    past.fill(0.0);
 }
 
 /// Bits of the bfloat16 nearest to `x` (ties to even), in the upper half. What is below 2⁻⁵⁶ becomes zero: products of two
@@ -204,6 +227,24 @@ impl Operand for Columns<'_> {
                 }
                 out[..values.len()].copy_from_slice(values);
                 out[values.len()..].fill(0.0);
+            }
+        }
+    }
+    fn pack_rounded(
+        &self,
+        row: usize,
+        count: usize,
+        from: usize,
+        depth: usize,
+        width: usize,
+        out: &mut [f32],
+    ) {
+        let lines = depth.next_multiple_of(2);
+        let zeros = vec![0.0; if lines > depth { count } else { 0 }];
+        for k in 0..lines {
+            let line = if k < depth { &self.data[(from + k) * self.stride + row..][..count] } else { &zeros };
+            for (values, panel) in line.chunks(width).zip(out.chunks_exact_mut(lines * width)) {
+                round_line(values, &mut panel[(k ^ 1) * width..][..width]);
             }
         }
     }

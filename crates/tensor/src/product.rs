@@ -1,7 +1,7 @@
 //! Matrix products in the manner of GotoBLAS: packed panels, one register tile, fixed order of summation.
 
 use crate::microkernel::{Kernel, MAX_TILE, isa, prefetch};
-use crate::operand::bfloat16;
+use crate::threads::share;
 use crate::{Matrix, Operand, operand};
 use bytemuck::{Pod, cast_slice_mut};
 use rayon::prelude::*;
@@ -13,6 +13,9 @@ const DEPTH: usize = 256;
 const B_ROWS: usize = 256;
 /// Rows of A packed at once.
 const A_ROWS: usize = 1536;
+
+/// Words of a cache line.
+const LINE: usize = 16;
 
 /// How exactly a product takes its factors. Sums are of f32 in both.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -158,19 +161,7 @@ impl Panels for Rounded {
         width: usize,
         out: &mut [f32],
     ) {
-        let lines = Self::lines(depth);
-        // A panel of odd depth is packed alone and gets a line of zeros.
-        for (first, panel) in (0..count).step_by(width).zip(out.chunks_exact_mut(lines * width)) {
-            let (values, past) = panel.split_at_mut(depth * width);
-            from.pack(row + first, (count - first).min(width), k, depth, width, values);
-            past.fill(0.0);
-            for pair in panel.chunks_exact_mut(2 * width) {
-                let (first, second) = pair.split_at_mut(width);
-                for (a, b) in first.iter_mut().zip(second) {
-                    (*a, *b) = (f32::from_bits(bfloat16(*b)), f32::from_bits(bfloat16(*a)));
-                }
-            }
-        }
+        from.pack_rounded(row, count, k, depth, width, out);
     }
     fn multiply(self, lines: usize, a: &[f32], b: &[f32], tile: &mut [f32], stride: usize) {
         self.0.run(lines, a, b, tile, stride);
@@ -202,7 +193,7 @@ fn run_panels<P: Panels>(
     assert!(out.len() >= (m - 1) * stride + n && stride >= n);
     let kernel = panels.kernel();
     // Rows of the output are split among threads; which thread computes an element does not change its chain.
-    let threads = rayon::current_num_threads();
+    let threads = share();
     let work = m * n * depth;
     if threads == 1 || work < 1 << 18 || m < 2 * kernel.mr {
         block(&panels, a, b, out, stride, (0, m), lower);
@@ -245,12 +236,14 @@ fn block<P: Panels>(
     let Kernel { mr, nr, .. } = panels.kernel();
     let slab = (to - from).min(A_ROWS).next_multiple_of(mr);
     let most = P::lines(P::DEPTH.min(depth));
-    let (a_len, b_len) = (slab * most, n.min(B_ROWS).next_multiple_of(nr) * most);
+    let (a_len, b_len) = ((slab * most).next_multiple_of(LINE), n.min(B_ROWS).next_multiple_of(nr) * most);
     let mut memory = PANELS.take();
-    if memory.len() < a_len + b_len {
-        memory = vec![0; a_len + b_len];
+    if memory.len() < a_len + b_len + LINE {
+        memory = vec![0; a_len + b_len + LINE];
     }
-    let (a_panels, b_panels) = cast_slice_mut::<u32, P::Unit>(&mut memory).split_at_mut(a_len);
+    // A register of B lies in one cache line, or reading it takes twice as long.
+    let aligned = memory.as_ptr().align_offset(LINE * size_of::<u32>()).min(LINE);
+    let (a_panels, b_panels) = cast_slice_mut::<u32, P::Unit>(&mut memory[aligned..]).split_at_mut(a_len);
     let mut tile = [0.0f32; MAX_TILE];
     for row in (from..to).step_by(A_ROWS) {
         let rows = (to - row).min(A_ROWS);

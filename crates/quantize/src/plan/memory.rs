@@ -5,6 +5,7 @@ use crate::methods::block_scale::is_block;
 use crate::methods::{COMPARED_ROWS, PIECE_BYTES};
 use crate::recipe::{Calibration, First, Method, Rounding, Search};
 use crate::search::HISTOGRAM_BYTES;
+use crate::store::AT_ONCE;
 use crate::transforms::SAMPLE;
 use halfbyte_checkpoint::CheckpointError;
 use halfbyte_model::{BlockSpec, Site, StemSpec, Tap};
@@ -14,7 +15,7 @@ const PROCESS: u64 = 16 << 20;
 /// Of everything else one part in so many is lost between allocations that do not fit into each other's room.
 const ALLOCATOR_SHARE: u64 = 8;
 /// Bytes that the tokenizer takes for a byte of tokenizer.json.
-const TOKENIZER: u64 = 16;
+const TOKENIZER: u64 = 24;
 /// Temporaries of a search or correction over a piece of a group's rows.
 const PIECE_BUFFERS: u64 = 4;
 /// Copies of the sample `[tokens, inputs]` in the search of an input: the sample, its transpose, the error of a
@@ -310,7 +311,7 @@ impl Shape<'_> {
         let k = channels as u64;
         let outputs: u64 = sites.iter().map(|s| s.outputs as u64).sum();
         let widest = outputs.max(k).min(4 * self.architecture().hidden.max(channels) as u64);
-        let forward = FORWARD_COPIES * 4 * self.options.pack as u64 * widest;
+        let forward = AT_ONCE * FORWARD_COPIES * 4 * self.options.pack as u64 * widest;
         let chosen: Vec<u64> =
             sites.iter().filter(|s| !self.recipe.keeps(s)).map(|s| s.outputs as u64).collect();
         if chosen.is_empty() {
