@@ -2,12 +2,12 @@
 
     python3 tests/python/results_md.py --model target/smollm2 --work target/results
 
-Quantizes to --work/RECIPE (what is finished there is not done again), then runs `halfbyte compare` of the original and all
-that there are: perplexity, divergence from the original, tasks with paired tests. The page is written after every --group
-recipes. Needs the assets (HALFBYTE_ASSETS, default ../shared) and nothing beyond the standard library. All recipes on SmolLM2
-with 500 rows of each task take hours on two cores; stopped at any moment, the same command goes on where it was. --recipes,
---limit and --windows make it smaller. Its figures are in a file _recipes.jsonl beside it. Text of the page below a line
-"<!-- notes -->" is kept.
+Quantizes to --work/RECIPE (what is finished there is not done again), then runs `halfbyte compare` of the original and a few
+recipes at a time. Figures are kept in a file _recipes.jsonl beside the page, a line for a model, and what is there in the same
+protocol is not measured again: a session on two cores has room for some ten of the recipes. --again measures it all the same,
+--recipes says which recipes and in which order; the page has all that are known, in the order of `halfbyte recipes`. Needs the
+assets (HALFBYTE_ASSETS, default ../shared) and nothing beyond the standard library. Stopped at any moment, the same command goes
+on where it was. Text of the page below a line "<!-- notes -->" is kept.
 """
 import json
 
@@ -25,8 +25,7 @@ def task_cell(task):
     return f"{100 * task['acc']:.1f}{star}"
 
 
-def table(found, names, tasks):
-    models = found["models"]
+def table(models, names, tasks):
     lines = ["| recipe | bits | size | perplexity | KLD | 99 % | same top-1 | "
              + " | ".join(tasks + (["mean"] if tasks else [])) + " |",
              "|---" * (7 + len(tasks) + bool(tasks)) + "|"]
@@ -40,46 +39,66 @@ def table(found, names, tasks):
     return lines
 
 
+def protocol(args):
+    """All that figures depend on beside the model and the recipe."""
+    return {"calibration": args.calibration.name, "calibration_windows": args.calibration_windows, "text": args.text.name,
+            "window": args.window, "windows": args.windows, "tasks": [t for t in args.tasks.split(",") if t],
+            "limit": args.limit, "products": args.products}
+
+
 def main():
     options = parser(__doc__, work="target/results", limit=500)
     options.add_argument("--recipes", help="separated by commas [default: all built-in ones]")
-    options.add_argument("--group", type=int, default=4, help="recipes between two writings of the page")
+    options.add_argument("--group", type=int, default=4, help="recipes that are compared together, after which the page is written")
+    options.add_argument("--again", action="store_true", help="measure what is known too")
     args = options.parse_args()
     built_in = [r["recipe"] for r in run_json(args.binary, "recipes")["recipes"]]
-    recipes = args.recipes.split(",") if args.recipes else built_in
-    tasks = [t for t in args.tasks.split(",") if t]
+    wanted = args.recipes.split(",") if args.recipes else built_in
     args.work.mkdir(parents=True, exist_ok=True)
-    for end in [*range(args.group, len(recipes), args.group), len(recipes)]:
-        for recipe in recipes[max(0, end - args.group):end]:
+    kept = args.out.with_name(args.out.stem + "_recipes.jsonl")
+    lines = kept.read_text().splitlines() if kept.exists() else []
+    same = lambda row: row["model"] == model_name(args) and row["protocol"] == protocol(args)
+    known = {row["quantized"]: row for row in map(json.loads, lines) if same(row)}
+    missing = [r for r in wanted if args.again or r not in known]
+    print(f"# {len(wanted) - len(missing)} of {len(wanted)} recipes are known", flush=True)
+    for start in range(0, len(missing), args.group):
+        group = missing[start:start + args.group]
+        for recipe in group:
             cost = run_json(args.binary, "quantize", args.model, "--recipe", recipe, *calibration(args),
                             "--out", args.work / recipe)
             print("#", recipe, "was finished" if cost["was_finished"] else f"{cost['seconds']:.0f} s", flush=True)
-        write(args, recipes[:end], tasks, [r for r in built_in if r not in recipes[:end]])
+        found = run_json(args.binary, "compare", args.model, *[args.work / r for r in group], *measurement(args))
+        for name, model in zip([None, *group], found["models"]):
+            # A layer's errors are in the quantized folder; a page of all recipes has no use for them.
+            model.pop("layers", None)
+            known[name] = model | {"model": model_name(args), "quantized": name, "protocol": protocol(args)}
+        write(args, kept, known, built_in)
+    if known:
+        write(args, kept, known, built_in)
 
 
-def write(args, recipes, tasks, left_out):
-    found = run_json(args.binary, "compare", args.model, *[args.work / r for r in recipes], *measurement(args))
-    scored = found["models"][0]["perplexity"]
-    rows = {t: found["models"][0]["tasks"][t]["n"] for t in tasks}
+def write(args, kept, known, built_in):
+    names = [None, *[r for r in built_in if r in known], *[r for r in known if r and r not in built_in]]
+    rows, tasks = [known[n] for n in names], protocol(args)["tasks"]
+    kept.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    scored = rows[0]["perplexity"]
     page = [f"# {model_name(args)} with every recipe", "",
             "Made by `python3 tests/python/results_md.py`, which says what it needs.", "",
-            *table(found, ["original", *recipes], tasks), "",
+            *table(rows, ["original", *names[1:]], tasks), "",
             f"Calibrated on {args.calibration_windows} windows of {args.calibration.name}. Perplexity and KL divergence (nats, "
             f"mean and 99th percentile) over {scored['windows']} windows of {scored['window']} tokens of {args.text.name}, "
             f"{scored['tokens']:,} tokens scored. All models, the original included, were computed with {args.products} "
             "products (`--products`)."]
     if tasks:
         page += ["", "Tasks: accuracy in % as lm-evaluation-harness counts `acc`, zero-shot, the first "
-                 + ", ".join(f"{n} rows of {t}" for t, n in rows.items())
+                 + ", ".join(f"{rows[0]['tasks'][t]['n']} rows of {t}" for t in tasks)
                  + ". \\* differs from the original with p < 0.05 in McNemar's exact test."]
+    left_out = [r for r in built_in if r not in known]
     if left_out:
         page += ["", "Not measured: " + ", ".join(left_out) + "."]
     notes = args.out.read_text().partition(NOTES)[2] if args.out.exists() else ""
     args.out.write_text("\n".join(page) + "\n" + ("\n" + NOTES + notes if notes else ""))
-    lines = [json.dumps(model | {"model": model_name(args), "quantized": name})
-             for name, model in zip([None, *recipes], found["models"])]
-    args.out.with_name(args.out.stem + "_recipes.jsonl").write_text("\n".join(lines) + "\n")
-    print(f"wrote {args.out} with {len(recipes)} recipes", flush=True)
+    print(f"wrote {args.out} with {len(names) - 1} recipes", flush=True)
 
 
 if __name__ == "__main__":

@@ -157,6 +157,7 @@ impl Block {
         if let Some(up) = &up {
             multiply(&mut inner, up);
         }
+        let inner = self.mlp.inner(inner);
         let y = linears(TapKind::MlpInner)[0].forward(&inner);
         let (out, mlp) = self.mlp.leave_traced(middle.clone(), y);
         let x = [first, mixed, normed, inner];
@@ -181,7 +182,11 @@ impl Block {
         let parallel = self.spec.parallel;
         // The MLP.
         let (mut stream, y) = self.mlp.leave_backward(&trace.mlp, grad);
-        let inner = self.through(TapKind::MlpInner, &trace, &[y], weights, true);
+        let mut inner = self.through(TapKind::MlpInner, &trace, &[y], weights, true);
+        if let Some(migration) = &self.mlp.inside {
+            // Its input does not matter to its gradient.
+            inner = migration.backward(&inner, &inner);
+        }
         let mut slope = trace.gate.clone();
         self.spec.activation.slope(&mut slope);
         multiply(&mut slope, &inner);

@@ -64,11 +64,20 @@ pub(crate) struct Around {
     pub(crate) after: Option<Norm>,
     pub(crate) scale: Option<Vec<f32>>,
     pub(crate) post: Option<Norm>,
+    pub(crate) inside: Option<Norm>,
 }
 
 impl Around {
     pub(crate) fn enter(&self, hidden: &Matrix) -> Matrix {
         self.before.as_ref().map_or_else(|| hidden.clone(), |n| n.apply(hidden))
+    }
+
+    /// What the last layer reads, for what comes before it.
+    pub(crate) fn inner(&self, x: Matrix) -> Matrix {
+        match &self.inside {
+            Some(migration) => migration.apply(&x),
+            None => x,
+        }
     }
 
     /// The residual stream `hidden` after `y` has been added.
@@ -152,7 +161,7 @@ impl Block {
                 if let Some(up) = up {
                     first.data.iter_mut().zip(&up.data).for_each(|(g, u)| *g *= u);
                 }
-                Step::Tap(Carry(carry), first)
+                Step::Tap(Carry(carry), self.mlp.inner(first))
             }
             TapKind::MlpInner | TapKind::Head => Step::Done(self.mlp.leave(carry, linears[0].forward(x))),
         }

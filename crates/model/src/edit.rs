@@ -5,14 +5,14 @@ use crate::head::Head;
 use crate::linear::{Linear, Weight};
 use crate::model::transposed;
 use crate::norm::Norm;
-use crate::spec::Stored;
+use crate::spec::{Stored, TapKind};
 use halfbyte_checkpoint::RawTensor;
 
 impl Block {
     /// The norm of this name, if the block has it.
     pub fn norm_mut(&mut self, name: &str) -> Option<&mut Norm> {
         let around = [&mut self.attention, &mut self.mlp].into_iter();
-        let around = around.flat_map(|a| [&mut a.before, &mut a.after, &mut a.post]).flatten();
+        let around = around.flat_map(|a| [&mut a.before, &mut a.after, &mut a.post, &mut a.inside]).flatten();
         let heads = self.query_key.iter_mut().flat_map(|(q, k)| [q, k]);
         around.chain(heads).find(|n| n.spec().name == name)
     }
@@ -22,11 +22,23 @@ impl Block {
         [self.attention.before.as_mut(), self.mlp.before.as_mut()]
     }
 
+    /// Puts an identity that a transform may change before the layers at tap `tap`, if there is room for one ([`BlockSpec::migration`](crate::BlockSpec::migration)).
+    pub fn add_migration(&mut self, tap: usize) {
+        let Some(spec) = self.spec.migration(tap) else { return };
+        let place = match self.spec.taps[tap].kind {
+            TapKind::AttentionInput | TapKind::AttentionOutput => &mut self.attention.before,
+            TapKind::MlpInput => &mut self.mlp.before,
+            TapKind::MlpInner | TapKind::Head => &mut self.mlp.inside,
+        };
+        *place = Some(Norm::identity(&spec, self.spec.taps[tap].channels()));
+        *self.spec.migration_mut(tap) = Some(spec);
+    }
+
     /// The values of a norm's or linear layer's tensor, in the order in which an unquantized checkpoint stores them; `None`
     /// if the block has no such tensor.
     pub fn stored(&self, tensor: &str) -> Option<Vec<f32>> {
         let around = [&self.attention, &self.mlp].into_iter();
-        let around = around.flat_map(|a| [&a.before, &a.after, &a.post]).flatten();
+        let around = around.flat_map(|a| [&a.before, &a.after, &a.post, &a.inside]).flatten();
         let heads = self.query_key.iter().flat_map(|(q, k)| [q, k]);
         let norm = || around.chain(heads).find_map(|n| stored_of_norm(n, tensor));
         self.linears.iter().flatten().find_map(|l| stored_of_linear(l, tensor)).or_else(norm)

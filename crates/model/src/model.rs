@@ -5,7 +5,7 @@ use crate::block::{Around, Block};
 use crate::head::Head;
 use crate::linear::{Linear, Weight};
 use crate::norm::Norm;
-use crate::spec::{Architecture, BlockSpec, NormKind, NormSpec, Site, StemSpec, Stored, Sublayer, Task};
+use crate::spec::{Architecture, BlockSpec, NormSpec, Site, StemSpec, Stored, Sublayer, Task};
 use crate::stem::{Image, Kind, Stem, Text};
 use crate::{Input, ModelError, Tokenizer};
 use half::{bf16, f16};
@@ -44,6 +44,7 @@ impl Model {
         if let Some(prefix) = absent_prefix(&architecture, &checkpoint) {
             architecture.strip(&prefix);
         }
+        architecture.adopt_migrations(|tensor| checkpoint.contains(tensor));
         let values_of = checkpoint.block_types().map(|types| format!("GGUF {types}"));
         let model = Self {
             architecture,
@@ -208,7 +209,7 @@ impl Model {
             let tensor = format!("{}.{part}", spec.name);
             self.checkpoint.read_f32(&self.stored_name(&tensor), &[channels])
         };
-        let bias = if spec.kind == NormKind::Layer { read("bias")? } else { Vec::new() };
+        let bias = if spec.has_bias() { read("bias")? } else { Vec::new() };
         Ok(Norm::new(spec, read("weight")?, bias))
     }
 
@@ -266,7 +267,9 @@ impl Model {
         let tap_linears =
             |tap: &crate::Tap| tap.sites.iter().map(|s| self.linear(s)).collect::<Result<Vec<_>, _>>();
         let linears = spec.taps.iter().map(tap_linears).collect::<Result<_, _>>()?;
-        let (attention, mlp) = (self.around(&spec.around_attention)?, self.around(&spec.around_mlp)?);
+        let (attention, mut mlp) = (self.around(&spec.around_attention)?, self.around(&spec.around_mlp)?);
+        let width = spec.taps.last().map_or(0, crate::Tap::channels);
+        mlp.inside = self.optional_norm(&spec.around_mlp.inside, width)?;
         let products = self.stored_attention(spec)?;
         Ok(Block { spec: spec.clone(), linears, attention, mlp, query_key, products })
     }
@@ -289,6 +292,7 @@ impl Model {
             after: self.optional_norm(&spec.after, hidden)?,
             scale: scale.transpose()?,
             post: self.optional_norm(&spec.post, hidden)?,
+            inside: None,
         })
     }
 

@@ -1,7 +1,7 @@
 //! Norms with their weights.
 
 use crate::spec::{NormKind, NormSpec};
-use halfbyte_tensor::{Matrix, layer_norm, layer_norm_backward, rms_norm, rms_norm_backward};
+use halfbyte_tensor::{Matrix, layer_norm, layer_norm_backward, rms_norm, rms_norm_backward, scale_columns};
 
 /// A norm with its weights.
 #[derive(Clone, Debug)]
@@ -24,6 +24,11 @@ impl Norm {
         Self { spec: spec.clone(), weight, bias }
     }
 
+    /// Factors of 1 and a bias of 0.
+    pub(crate) fn identity(spec: &NormSpec, channels: usize) -> Self {
+        Self { spec: spec.clone(), weight: vec![1.0; channels], bias: vec![0.0; channels] }
+    }
+
     /// Its description.
     pub fn spec(&self) -> &NormSpec {
         &self.spec
@@ -33,7 +38,7 @@ impl Norm {
     pub(crate) fn stored_weight(&self) -> Vec<f32> {
         match self.spec.kind {
             NormKind::Rms { offset } => self.weight.iter().map(|w| w - offset).collect(),
-            NormKind::Layer => self.weight.clone(),
+            NormKind::Layer | NormKind::Channels => self.weight.clone(),
         }
     }
 
@@ -43,6 +48,14 @@ impl Norm {
         match self.spec.kind {
             NormKind::Rms { .. } => rms_norm(&x.data, &self.weight, self.spec.eps, &mut out.data),
             NormKind::Layer => layer_norm(&x.data, &self.weight, &self.bias, self.spec.eps, &mut out.data),
+            NormKind::Channels => {
+                let n = self.weight.len();
+                for (row, out) in x.data.chunks_exact(n).zip(out.data.chunks_exact_mut(n)) {
+                    for (((o, v), w), b) in out.iter_mut().zip(row).zip(&self.weight).zip(&self.bias) {
+                        *o = w * v + b;
+                    }
+                }
+            }
         }
         out
     }
@@ -54,6 +67,10 @@ impl Norm {
         match self.spec.kind {
             NormKind::Rms { .. } => rms_norm_backward(x, &self.weight, eps, grad, &mut out.data),
             NormKind::Layer => layer_norm_backward(x, &self.weight, eps, grad, &mut out.data),
+            NormKind::Channels => {
+                out.data.copy_from_slice(grad);
+                scale_columns(&mut out.data, &self.weight);
+            }
         }
         out
     }

@@ -55,9 +55,24 @@ fn gradients(
     (weights, input)
 }
 
+/// Puts factors and biases of channels wherever there is room for a migration, and counts them.
+fn migrate(block: &mut Block) -> usize {
+    let taps = block.spec.taps.len();
+    let found = (0..taps).filter_map(|tap| Some((tap, block.spec.migration(tap)?.name)));
+    let found: Vec<(usize, String)> = found.collect();
+    for (tap, name) in &found {
+        block.add_migration(*tap);
+        let norm = block.norm_mut(name).unwrap();
+        let numbers = random(2, norm.weight.len(), 11);
+        norm.weight.iter_mut().zip(numbers.row(0)).for_each(|(w, v)| *w += 0.5 * v);
+        norm.bias.copy_from_slice(numbers.row(1));
+    }
+    found.len()
+}
+
 #[test]
 fn every_family_has_the_gradients_of_its_differences() {
-    let mut cases = 0;
+    let (mut cases, mut migrations) = (0, 0);
     for dir in families() {
         let model = Model::open(&dir).unwrap();
         let architecture = &model.architecture;
@@ -65,9 +80,12 @@ fn every_family_has_the_gradients_of_its_differences() {
         let mut layout = Layout::sequence(13);
         layout.push(6, &[]);
         // The first block and the last: they differ where layers do.
-        for index in [0, architecture.blocks.len() - 1] {
+        for (index, migrated) in [(0, false), (architecture.blocks.len() - 1, true)] {
             cases += 1;
             let mut block = model.block(index).unwrap();
+            if migrated {
+                migrations += migrate(&mut block);
+            }
             assert!(block.gradients_refused().is_none());
             let hidden = random(layout.rows(), architecture.hidden, 1);
             let wanted = random(layout.rows(), architecture.hidden, 2);
@@ -118,6 +136,7 @@ fn every_family_has_the_gradients_of_its_differences() {
         }
     }
     assert!(cases >= 2 * 41, "{cases} blocks");
+    assert!(migrations > 20, "{migrations} migrations");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 mod util;
 
-use halfbyte_model::Model;
+use halfbyte_model::{Input, Model};
 use halfbyte_quantize::transforms::{StoredAs, TransformJob, TransformReport, transform_checkpoint};
 use halfbyte_quantize::{Job, QuantizeError, Recipe, Transform, quantize};
 use std::path::{Path, PathBuf};
@@ -239,6 +239,34 @@ fn a_recipe_transforms_on_the_way() {
     }
 }
 
+/// Where no producer can take factors, a folder of ours has a place for them and an ordinary checkpoint has none.
+#[test]
+fn factors_without_a_producer_stay_in_our_folders() {
+    for (name, taps) in [("bert", 3), ("distilbert", 3), ("opt_post_norm", 2), ("gpt2", 1)] {
+        let model = Model::open(&family(name)).unwrap();
+        let recipe =
+            Recipe { embedding_bits: 16, ..recipe_with("minmax-int-w8a8", &["os-plus:steps=8:taps=all"]) };
+        let calibration = inputs(&model.architecture, 8, 0);
+        let scratch = tempfile::tempdir().unwrap();
+        let out = scratch.path().join("out");
+        let report = quantize(&job(&model, &recipe, &calibration, &out), &mut Silent).unwrap().report;
+        let migrated = |n: &&halfbyte_quantize::transforms::Note| {
+            n.into.as_ref().is_some_and(|into| into.ends_with(".migration"))
+        };
+        let notes: Vec<_> = report.transforms.iter().filter(migrated).collect();
+        assert_eq!(notes.len(), taps * model.architecture.blocks.len(), "{name}: {:?}", report.transforms);
+        // They are read back: without them the network would be another one.
+        let opened = Model::open(&out).unwrap();
+        assert!(opened.architecture.has_migrations() && !model.architecture.has_migrations());
+        let test = inputs(&model.architecture, 5, 77);
+        let error = util::relative_error(&logits(&opened, &test), &logits(&model, &test));
+        assert!(error < 0.01, "{name}: {error}");
+        let (difference, report) =
+            transformed(&family(name), &["os-plus:steps=8:taps=all"], "minmax-int-w8a8");
+        assert!(difference < 1e-4 && !report.notes.iter().any(|n| migrated(&n)), "{name}: {difference}");
+    }
+}
+
 /// Outliers as large models have them (arXiv 2209.13325, 2304.09145): one channel in eight of every norm is four times the
 /// others' and lies far to one side. The layers that read it are smaller in return; what the centres add to their outputs is
 /// a constant, which stays.
@@ -292,4 +320,29 @@ fn against_outliers_os_plus_is_no_worse_than_smooth_quant() {
         println!("{recipe}: none {none:.2e}, smooth-quant {smooth:.2e}, os-plus {os_plus:.2e}");
         assert!(os_plus <= smooth && smooth < 0.5 * none, "{recipe}: {none}, {smooth}, {os_plus}");
     }
+}
+
+/// The same on a real BERT, whose sums are normed and whose MLPs have GELU, for texts that it was not calibrated on.
+#[test]
+fn a_bert_keeps_its_answers_at_six_bits_with_os_plus() {
+    let (Some(dir), Some(data)) =
+        (asset("models/MiniLM-L6-sst2"), asset("data/calibration/sst2_train_512.tsv"))
+    else {
+        return;
+    };
+    let model = Model::open(&dir).unwrap();
+    let tokenizer = model.tokenizer().unwrap();
+    let text = std::fs::read_to_string(data).unwrap();
+    let rows = text.lines().filter_map(|l| l.split('\t').next());
+    let rows: Vec<Input> =
+        rows.take(96).map(|r| Input::Tokens(tokenizer.encode_prompt(r).unwrap())).collect();
+    let (calibration, test) = rows.split_at(32);
+    let full = logits(&model, test);
+    let error = |recipe: &str| {
+        let (_, found) = util::quantized(&model, &Recipe::named(recipe).unwrap(), calibration, test);
+        util::relative_error(&found, &full)
+    };
+    let [none, smooth, os_plus] = ["minmax-int-w6a6", "smooth-quant-w6a6", "os-plus-w6a6"].map(error);
+    println!("none {none:.4}, smooth-quant {smooth:.4}, os-plus {os_plus:.4}");
+    assert!(os_plus < 0.5 * smooth && smooth < none, "{none}, {smooth}, {os_plus}");
 }

@@ -1,6 +1,6 @@
 //! One transformer block, described.
 
-use super::{Activation, NormSpec, Site};
+use super::{Activation, NormKind, NormSpec, Site};
 use halfbyte_checkpoint::AttentionWidths;
 use halfbyte_tensor::AttentionShape;
 
@@ -42,6 +42,8 @@ pub struct Sublayer {
     pub scale: Option<String>,
     /// Norm of the residual stream after what it gives has been added (BERT).
     pub post: Option<NormSpec>,
+    /// Factors of channels before the MLP's last layer, see [`BlockSpec::migration`].
+    pub inside: Option<NormSpec>,
 }
 
 impl Sublayer {
@@ -55,6 +57,7 @@ impl Sublayer {
         Self { post: Some(norm), ..Self::default() }
     }
 
+    /// Tensors but those of [`inside`](Self::inside).
     fn tensors(&self, hidden: usize) -> Vec<(String, Vec<usize>)> {
         let norms = [&self.before, &self.after, &self.post].into_iter().flatten();
         let scale = self.scale.iter().map(|s| (s.clone(), vec![hidden]));
@@ -122,7 +125,9 @@ pub enum Producer {
     Linear(String),
     /// A linear layer (its name) and a ReLU, which lets positive factors pass.
     Relu(String),
-    /// A function that lets no factor pass.
+    /// A function that lets no factor pass, before the MLP's last layer.
+    Function,
+    /// Nothing that is known here.
     None,
 }
 
@@ -185,9 +190,31 @@ impl BlockSpec {
             TapKind::MlpInner => match (self.mlp, self.activation, first(TapKind::MlpInput)) {
                 (Mlp::Gated | Mlp::GatedStacked, _, Some(up)) => Producer::Linear(up.name.clone()),
                 (Mlp::Plain, Activation::Relu, Some(layer)) => Producer::Relu(layer.name.clone()),
-                _ => Producer::None,
+                _ => match &self.around_mlp.inside {
+                    Some(migration) => Producer::Norm(migration.name.clone()),
+                    None => Producer::Function,
+                },
             },
             TapKind::Head => Producer::None,
+        }
+    }
+
+    /// The factors and shifts of channels that a transform may put before the layers at tap `tap`, where no producer can take
+    /// them: where layers read the residual stream as it is (the unified migration pattern of arXiv 2304.09145, section 4.1, for
+    /// networks that norm the sum), and behind an activation function. `None` at other taps.
+    pub fn migration(&self, tap: usize) -> Option<NormSpec> {
+        let site = self.taps[tap].sites.first()?;
+        let name = format!("{}.migration", site.name);
+        let room = matches!(self.producer(tap), Producer::Residual(_) | Producer::Function);
+        room.then_some(NormSpec { name, kind: NormKind::Channels, eps: 0.0 })
+    }
+
+    /// Where the [`migration`](Self::migration) of tap `tap` is, once it is there.
+    pub(crate) fn migration_mut(&mut self, tap: usize) -> &mut Option<NormSpec> {
+        match self.taps[tap].kind {
+            TapKind::AttentionInput | TapKind::AttentionOutput => &mut self.around_attention.before,
+            TapKind::MlpInput => &mut self.around_mlp.before,
+            TapKind::MlpInner | TapKind::Head => &mut self.around_mlp.inside,
         }
     }
 
@@ -209,6 +236,8 @@ impl BlockSpec {
     pub(crate) fn tensors(&self, hidden: usize) -> Vec<(String, Vec<usize>)> {
         let mut tensors = self.around_attention.tensors(hidden);
         tensors.extend(self.around_mlp.tensors(hidden));
+        let width = self.taps.last().map_or(0, Tap::channels);
+        tensors.extend(self.around_mlp.inside.iter().flat_map(|m| m.tensors(width)));
         for norm in self.query_key_norm.iter().flat_map(|(q, k)| [q, k]) {
             tensors.extend(norm.tensors(self.attention.head_dim));
         }

@@ -105,7 +105,8 @@ impl Architecture {
         }
         for block in &mut self.blocks {
             for around in [&mut block.around_attention, &mut block.around_mlp] {
-                norms.extend([&mut around.before, &mut around.after, &mut around.post].into_iter().flatten());
+                let own = [&mut around.before, &mut around.after, &mut around.post, &mut around.inside];
+                norms.extend(own.into_iter().flatten());
                 around.scale.iter_mut().for_each(strip);
             }
             norms.extend(block.query_key_norm.iter_mut().flat_map(|(q, k)| [q, k]));
@@ -116,6 +117,26 @@ impl Architecture {
             strip(&mut site.name);
             site.bias.iter_mut().for_each(strip);
         }
+    }
+
+    /// Takes over the migrations whose tensors are there.
+    pub(crate) fn adopt_migrations(&mut self, contains: impl Fn(&str) -> bool) {
+        for block in &mut self.blocks {
+            for tap in 0..block.taps.len() {
+                let there = |norm: &NormSpec| contains(&format!("{}.weight", norm.name));
+                if let Some(norm) = block.migration(tap).filter(there) {
+                    *block.migration_mut(tap) = Some(norm);
+                }
+            }
+        }
+    }
+
+    /// Whether a transform has put factors of channels where no ordinary checkpoint has a place for them.
+    pub fn has_migrations(&self) -> bool {
+        let around = self.blocks.iter().flat_map(|b| [&b.around_attention, &b.around_mlp]);
+        around
+            .flat_map(|a| [&a.before, &a.inside])
+            .any(|norm| norm.as_ref().is_some_and(|n| n.kind == NormKind::Channels))
     }
 
     /// Names and shapes of all tensors of an unquantized checkpoint, in the order of the computation.
@@ -152,6 +173,9 @@ pub enum NormKind {
     },
     /// LayerNorm with a bias.
     Layer,
+    /// No norm: a factor on each channel and a bias, which a transform has put between the residual stream and layers that
+    /// read it as it is ([`BlockSpec::migration`]).
+    Channels,
 }
 
 impl NormSpec {
@@ -165,9 +189,14 @@ impl NormSpec {
         Self { name: name.into(), kind: NormKind::Layer, eps }
     }
 
+    /// Whether it has a bias.
+    pub fn has_bias(&self) -> bool {
+        !matches!(self.kind, NormKind::Rms { .. })
+    }
+
     /// Names and shapes of its tensors, for this many channels.
     pub fn tensors(&self, channels: usize) -> impl Iterator<Item = (String, Vec<usize>)> {
-        let bias = (self.kind == NormKind::Layer).then(|| (format!("{}.bias", self.name), vec![channels]));
+        let bias = self.has_bias().then(|| (format!("{}.bias", self.name), vec![channels]));
         [(format!("{}.weight", self.name), vec![channels])].into_iter().chain(bias)
     }
 }

@@ -3,7 +3,7 @@
 //! With a factor `s` and a shift `z` for each channel, `X ← (X − z) / s` in the producer and `W ← W · s`, `b ← b + W z` in the
 //! layers that read `X` leave every product as it was.
 
-use halfbyte_model::{Block, BlockSpec, Mlp, NormKind, Producer, Projections, TapKind};
+use halfbyte_model::{Block, BlockSpec, Mlp, Producer, Projections, Sublayer, TapKind};
 use std::collections::BTreeSet;
 
 /// What is done to the channels of a producer.
@@ -32,6 +32,15 @@ impl Change {
     }
 }
 
+/// Where a transformed network goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Goes {
+    /// To an ordinary checkpoint, which has a place for nothing new.
+    ToCheckpoint,
+    /// To a folder of our own, which can have factors between the residual stream and the layers that read it.
+    ToFolder,
+}
+
 /// Where the factors of a tap's channels can go.
 #[derive(Clone, Debug)]
 pub(crate) struct Joint {
@@ -50,6 +59,8 @@ pub(crate) struct Joint {
 #[derive(Clone, Debug)]
 enum Maker {
     Norm,
+    /// A migration, which is not there yet.
+    Migration,
     /// Rows of the linear layer at this tap and place.
     Rows {
         tap: usize,
@@ -60,7 +71,7 @@ enum Maker {
 
 impl Joint {
     /// Where factors of tap `tap` can go; else why they cannot, for people.
-    pub(crate) fn of(spec: &BlockSpec, tap: usize) -> Result<Self, String> {
+    pub(crate) fn of(spec: &BlockSpec, tap: usize, goes: Goes) -> Result<Self, String> {
         let readers = &spec.taps[tap].sites;
         let unbiased =
             readers.iter().find(|s| s.bias.is_none()).map(|s| format!("{} has no bias", last(&s.name)));
@@ -68,15 +79,20 @@ impl Joint {
         let same = |into: String, maker, no_shift| Self { into, channels, of: None, no_shift, maker };
         match spec.producer(tap) {
             Producer::Norm(name) => {
-                let around = spec.around(tap).before.as_ref();
-                let rms = around.is_some_and(|n| matches!(n.kind, NormKind::Rms { .. }));
+                let Sublayer { before, inside, .. } = spec.around(tap);
+                let norm = [before, inside].into_iter().flatten().find(|n| n.name == name);
+                let rms = norm.is_some_and(|n| !n.has_bias());
                 let no_bias = rms.then(|| format!("{} has no bias", last(&name)));
                 Ok(same(name, Maker::Norm, no_bias.or(unbiased)))
             }
-            Producer::Residual(norm) => {
-                let norm = norm.as_deref().map_or("the norm before", last);
-                Err(format!("{norm} also feeds the residual stream, where nothing could undo it"))
-            }
+            Producer::Residual(norm) => match (goes, spec.migration(tap)) {
+                (Goes::ToFolder, Some(migration)) => Ok(same(migration.name, Maker::Migration, unbiased)),
+                _ => {
+                    let norm = norm.as_deref().map_or("the norm before", last);
+                    let undone = "where nothing could undo it in a checkpoint; `quantize` can";
+                    Err(format!("{norm} also feeds the residual stream, {undone}"))
+                }
+            },
             Producer::Values => Ok(values(spec, unbiased)),
             Producer::Linear(name) => {
                 let first = position(spec, TapKind::MlpInput).unwrap_or(0);
@@ -94,9 +110,14 @@ impl Joint {
                 let no_shift = Some("a ReLU lets no shift pass".into());
                 Ok(same(name, Maker::Rows { tap: first, site: 0, rows }, no_shift))
             }
-            Producer::None => {
-                Err(format!("{:?} between the layers lets no factor pass", spec.activation).to_lowercase())
+            Producer::Function => {
+                match (goes, spec.migration(tap)) {
+                    (Goes::ToFolder, Some(migration)) => Ok(same(migration.name, Maker::Migration, unbiased)),
+                    _ => Err(format!("{:?} between the layers lets no factor pass", spec.activation)
+                        .to_lowercase()),
+                }
             }
+            Producer::None => Err("nothing is known that makes it".into()),
         }
     }
 
@@ -150,8 +171,11 @@ impl Joint {
         }
         let shift = |c: usize| change.shifts.get(c).copied().unwrap_or(0.0);
         let turned = |bias: f32, c: usize| (bias - shift(c)) / change.factors[c];
+        if let Maker::Migration = self.maker {
+            block.add_migration(tap);
+        }
         match &self.maker {
-            Maker::Norm => {
+            Maker::Norm | Maker::Migration => {
                 if let Some(norm) = block.norm_mut(&self.into) {
                     norm.weight.iter_mut().zip(&change.factors).for_each(|(w, s)| *w /= s);
                     norm.bias.iter_mut().enumerate().for_each(|(c, b)| *b = turned(*b, c));

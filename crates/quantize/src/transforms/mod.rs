@@ -28,6 +28,7 @@ use crate::QuantizeError;
 use crate::recipe::Recipe;
 use crate::store::Store;
 use crate::stream::Surroundings;
+pub(crate) use fold::Goes;
 use fold::{Change, Joint};
 use halfbyte_model::{Architecture, Block, BlockSpec, Producer, Tap, TapKind};
 pub(crate) use rotate::Rotation;
@@ -113,7 +114,7 @@ pub(crate) struct Transformed {
     pub(crate) changed: BTreeSet<String>,
 }
 
-/// Does a recipe's transforms to a block in memory, by its inputs `hidden`; `between` taps it may be stopped.
+/// Does a recipe's transforms to a block in memory that `goes` somewhere, by its inputs `hidden`; `between` taps it may be stopped.
 ///
 /// # Errors
 /// When a layer has no shape for the assumed quantization, the inputs cannot be read, or `between` asks to stop.
@@ -122,6 +123,7 @@ pub(crate) fn transform_block(
     hidden: &Store,
     recipe: &Recipe,
     around: &Surroundings,
+    goes: Goes,
     between: &mut dyn FnMut() -> Result<(), QuantizeError>,
 ) -> Result<Transformed, QuantizeError> {
     let mut done = Transformed { notes: Vec::new(), changed: BTreeSet::new() };
@@ -148,7 +150,7 @@ pub(crate) fn transform_block(
                 error: None,
                 skipped: None,
             };
-            match Joint::of(&block.spec, tap) {
+            match Joint::of(&block.spec, tap, goes) {
                 Err(reason) => note.skipped = Some(reason),
                 Ok(joint) => {
                     let measured = transform.measured();
@@ -254,7 +256,8 @@ impl Transform {
     /// Whether it looks at the activations at this tap at all: not where nothing reads them that is to be quantized.
     fn wants(&self, spec: &BlockSpec, tap: usize, recipe: &Recipe) -> bool {
         let Tap { kind, sites } = &spec.taps[tap];
-        let at_norm = matches!(spec.producer(tap), Producer::Norm(_) | Producer::Residual(_));
+        let at_norm = *kind != TapKind::MlpInner
+            && matches!(spec.producer(tap), Producer::Norm(_) | Producer::Residual(_));
         let quantized = sites.iter().any(|s| !recipe.keeps(s));
         self.looks_at_inputs() && *kind != TapKind::Head && quantized && (self.taps == Taps::All || at_norm)
     }
@@ -292,7 +295,7 @@ impl Transform {
         match self.kind {
             TransformKind::SmoothQuant { alpha: Some(_) } => 2,
             TransformKind::SmoothQuant { alpha: None } | TransformKind::Awq => 22,
-            TransformKind::OsPlus { steps, .. } => steps + 3,
+            TransformKind::OsPlus { steps, .. } => trial::tried(steps) + 3,
             TransformKind::Pow2 => 14,
             TransformKind::Rotate { .. } | TransformKind::HadamardHeads { .. } => 0,
         }

@@ -1,7 +1,8 @@
 //! Outlier Suppression+ (arXiv 2304.09145). Shift: every channel is centred, `z = (max X + min X) / 2`, where producer and
 //! readers have biases. Scale: one threshold t for all channels, above which they are divided,
 //! `s = max(1, max(X − z) / t, −min(X − z) / t)`; of a linear grid from the largest magnitude down the one is taken for which
-//! what the block makes of the layers' outputs is least in error.
+//! what the block makes of the layers' outputs is least in error. Of the grid every seventh threshold of a hundred is tried and then
+//! those around the best, 27 in all: a quarter of the time, for an error within a hundredth (docs/transforms.md).
 
 use super::fold::Change;
 use super::trial::Trial;
@@ -19,10 +20,10 @@ pub(super) fn choose(trial: &Trial, steps: usize, shift: bool) -> Result<Change,
     let reach = reach(&max, &min, &shifts);
     let largest = reach.iter().copied().fold(0.0f32, f32::max);
     let steps = if largest > 0.0 { steps } else { 0 };
-    trial.best((0..steps).map(|i| {
+    trial.best_of_grid(steps, |i| {
         let threshold = largest * (steps - i) as f32 / steps as f32;
         Change { factors: factors(&reach, threshold), shifts: shifts.clone() }
-    }))
+    })
 }
 
 /// Largest magnitude of every channel once it is shifted.

@@ -1,7 +1,7 @@
 //! A whole run: from a checkpoint to one that computes the same and is easier to quantize.
 
 use super::rotate::{Outside, Rotation};
-use super::{Note, Transform, check_shapes, transform_block};
+use super::{Goes, Note, Transform, check_shapes, transform_block};
 use crate::inputs::Packs;
 use crate::job::{Progress, check_finite, id_of, partial_dir, place};
 use crate::journal::{Journal, RunId};
@@ -135,7 +135,8 @@ impl Run<'_> {
                     true => Err(QuantizeError::Stopped(b)),
                     false => Ok(()),
                 };
-                let done = transform_block(&mut block, &hidden, recipe, &around, &mut stop)?;
+                let done =
+                    transform_block(&mut block, &hidden, recipe, &around, Goes::ToCheckpoint, &mut stop)?;
                 self.journal.write_block(b, &tensors_of(model, &block, &done.changed), json(&done.notes)?)?;
                 hidden = forward(&block, hidden, &around)?;
                 check_finite(&hidden, b)?;

@@ -247,7 +247,7 @@ impl Rotation {
 fn offset(norm: &NormSpec) -> f32 {
     match norm.kind {
         NormKind::Rms { offset } => offset,
-        NormKind::Layer => 0.0,
+        NormKind::Layer | NormKind::Channels => 0.0,
     }
 }
 

@@ -137,6 +137,27 @@ impl<'a> Trial<'a> {
         Ok(best.1)
     }
 
+    /// The best of `steps` candidates whose error changes little from one to the next: every few of them, and then those
+    /// around the best of these.
+    pub(crate) fn best_of_grid(
+        &self,
+        steps: usize,
+        candidate: impl Fn(usize) -> Change,
+    ) -> Result<Change, QuantizeError> {
+        let error = |i: usize| Ok((i, self.error(&candidate(i))?));
+        let mut tried = coarse(steps).map(error).collect::<Result<Vec<_>, QuantizeError>>()?;
+        let least = |tried: &[(usize, f64)]| tried.iter().copied().min_by(|a, b| a.1.total_cmp(&b.1));
+        if let Some((best, _)) = least(&tried) {
+            let fine = around(best, steps).map(error).collect::<Result<Vec<_>, QuantizeError>>()?;
+            tried.extend(fine);
+        }
+        let none = Change::none(self.joint.channels);
+        match least(&tried) {
+            Some((best, error)) if error < self.error(&none)? => Ok(candidate(best)),
+            _ => Ok(none),
+        }
+    }
+
     /// Sum of the squares of what errors are measured against.
     pub(crate) fn signal(&self) -> f64 {
         self.wanted.iter().map(|w| sum_of_squares(&w.data)).sum()
@@ -151,5 +172,46 @@ impl<'a> Trial<'a> {
             }
         }
         linears.iter().map(|l| l.forward(x)).collect()
+    }
+}
+
+/// Between candidates of a grid that are looked at first: so many that about as many follow.
+fn stride(steps: usize) -> usize {
+    ((steps as f64 / 2.0).sqrt() as usize).max(1)
+}
+
+fn coarse(steps: usize) -> impl Iterator<Item = usize> {
+    (0..steps).step_by(stride(steps))
+}
+
+/// The candidates between `best` and its neighbours among the [`coarse`] ones.
+fn around(best: usize, steps: usize) -> impl Iterator<Item = usize> {
+    let reach = stride(steps) - 1;
+    (best.saturating_sub(reach)..(best + reach + 1).min(steps)).filter(move |&i| i != best)
+}
+
+/// Candidates that [`Trial::best_of_grid`] looks at, at most.
+pub(super) fn tried(steps: usize) -> usize {
+    steps.div_ceil(stride(steps)) + 2 * (stride(steps) - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_grid_is_searched_by_a_few_candidates_and_those_around_the_best() {
+        assert_eq!(coarse(100).collect::<Vec<_>>(), (0..100).step_by(7).collect::<Vec<_>>());
+        assert_eq!(around(14, 100).collect::<Vec<_>>(), [8, 9, 10, 11, 12, 13, 15, 16, 17, 18, 19, 20]);
+        assert_eq!(around(0, 100).collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6]);
+        assert_eq!(around(98, 100).last(), Some(99));
+        assert_eq!((tried(100), tried(1), tried(0)), (27, 1, 0));
+        for steps in 1..200 {
+            // Wherever the best is, it is a coarse one or between two of them, and is looked at from the nearer.
+            for best in 0..steps {
+                let nearer = coarse(steps).min_by_key(|c| c.abs_diff(best)).unwrap();
+                assert!(nearer == best || around(nearer, steps).any(|i| i == best), "{best} of {steps}");
+            }
+        }
     }
 }
