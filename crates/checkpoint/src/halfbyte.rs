@@ -15,6 +15,10 @@
 //! `halfbyte.layers` of every safetensors file, so that either alone tells how to read the codes. A layer whose weight
 //! is left alone keeps its `X.weight`. Attention's own products, where they are quantized, are described by the module
 //! `attention`.
+//!
+//! `quantization_config.migrations` (metadata `halfbyte.migrations`) lists names `X.migration` with tensors `X.migration.weight`
+//! and `X.migration.bias`, F32 `[cols]`: before it is quantized, the input of X and of the layers beside it that share it is
+//! multiplied by the one, channel by channel, and the other is added.
 
 use crate::attention::{AttentionScheme, AttentionWidths, StoredAttention};
 use crate::layout::{Layout, scale_shape, with_dtype};
@@ -28,11 +32,12 @@ use std::collections::BTreeMap;
 const METHOD: &str = "halfbyte";
 /// Largest shift of a column.
 pub(crate) const MAX_SHIFT: u8 = 31;
-/// Version of the layout; those of folders whose attention is quantized too, and of folders with low-rank parts, which older
-/// readers would ignore.
+/// Version of the layout; those of folders whose attention is quantized too, with low-rank parts, and with migrations, which
+/// older readers would ignore.
 const VERSION: u32 = 1;
 const ATTENTION_VERSION: u32 = 2;
 const LOW_RANK_VERSION: u32 = 3;
+const MIGRATION_VERSION: u32 = 4;
 
 /// What `quantization_config` of a halfbyte folder holds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -46,6 +51,9 @@ pub struct Manifest {
     /// Schemes of attention's own products by the name of the attention.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub attention: BTreeMap<String, AttentionScheme>,
+    /// Names of what multiplies inputs by factors of their channels.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub migrations: Vec<String>,
     /// Whose tensors they are.
     #[serde(skip)]
     pub layout: Layout,
@@ -57,7 +65,8 @@ impl Manifest {
         let (attention, layout) = (BTreeMap::new(), Layout::Halfbyte);
         let low_rank = layers.values().any(|l: &LayerScheme| l.low_rank.is_some());
         let version = if low_rank { LOW_RANK_VERSION } else { VERSION };
-        Self { quant_method: METHOD.into(), version, recipe, layers, attention, layout }
+        let migrations = Vec::new();
+        Self { quant_method: METHOD.into(), version, recipe, layers, attention, migrations, layout }
     }
 
     /// The same for a model whose attention is quantized too.
@@ -65,6 +74,13 @@ impl Manifest {
     pub fn with_attention(self, attention: BTreeMap<String, AttentionScheme>) -> Self {
         let version = if attention.is_empty() { self.version } else { self.version.max(ATTENTION_VERSION) };
         Self { attention, version, ..self }
+    }
+
+    /// The same for a model with migrations.
+    #[must_use]
+    pub fn with_migrations(self, migrations: Vec<String>) -> Self {
+        let version = if migrations.is_empty() { self.version } else { MIGRATION_VERSION };
+        Self { migrations, version, ..self }
     }
 
     /// The name of the recipe, `unnamed` where it has none.
@@ -99,10 +115,10 @@ impl Manifest {
                 )));
             }
         }
-        let known = [VERSION, ATTENTION_VERSION, LOW_RANK_VERSION].map(|v| Some(u64::from(v)));
-        if !known.contains(&found.get("version").and_then(|v| v.as_u64())) {
+        let known = u64::from(VERSION)..=u64::from(MIGRATION_VERSION);
+        if !found.get("version").and_then(|v| v.as_u64()).is_some_and(|v| known.contains(&v)) {
             return Err(fail(format!(
-                "its version is not {VERSION} to {LOW_RANK_VERSION}; it was written by another halfbyte"
+                "its version is not {VERSION} to {MIGRATION_VERSION}; it was written by another halfbyte"
             )));
         }
         serde_json::from_value(found.clone()).map(Some).map_err(|e| fail(e.to_string()))

@@ -85,6 +85,29 @@ fn a_bert_keeps_its_accuracy_at_eight_bits() {
     assert!((0.75..=0.95).contains(&full) && (full - quantized).abs() <= 0.05, "{full} {quantized}");
 }
 
+/// Factors that are folded into no tensor of the original are of no other engine's files.
+#[test]
+fn what_a_transform_adds_to_a_bert_is_exported_nowhere() {
+    let Some(model) = shared("models/MiniLM-L6-sst2") else { return };
+    let Some(calibration) = shared("data/calibration/sst2_train_512.tsv") else { return };
+    let scratch = Scratch::new();
+    let recipe = finish(halfbyte().args(["recipes", "int8-w8a8"])).text();
+    let recipe = format!("transforms = [\"smooth-quant\"]\n{recipe}");
+    let recipe = recipe.replacen("keep = [\"lm_head\"]", "keep = [\"lm_head\", \"embedding\"]", 1);
+    let recipe = scratch.write("smooth.toml", recipe);
+    let mut command = quantize(&model, recipe.to_str().unwrap(), &calibration, &scratch.out());
+    finish(command.args(["--calibration-windows", "8"]));
+    let mut export = halfbyte();
+    export
+        .arg("export")
+        .arg(scratch.out())
+        .args(["--to", "vllm-int"])
+        .arg("--out")
+        .arg(scratch.path("exported"));
+    finish(&mut export).refused(&["vllm-int", "between the residual stream", "quantize without transforms"]);
+    assert!(!scratch.path("exported").exists());
+}
+
 #[test]
 fn a_vit_keeps_its_accuracy_at_eight_bits() {
     let (Some(model), Some(data)) = (shared("models/ViT-S14-cifar10"), shared("data/cifar10/test")) else {

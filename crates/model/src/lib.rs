@@ -33,9 +33,9 @@ pub use model::Model;
 pub use norm::Norm;
 pub use rope::Rope;
 pub use spec::{
-    Activation, Architecture, BlockSpec, Extra, HeadLayer, HeadSpec, ImageStem, Mlp, NormKind, NormSpec,
-    Part, Pool, Producer, Projections, Resampling, RotaryTables, Site, StemSpec, Stored, Sublayer, Tap,
-    TapKind, Task, TextStem,
+    Activation, Architecture, BlockSpec, Extra, HeadLayer, HeadSpec, ImageStem, MIGRATION, Mlp, NormKind,
+    NormSpec, Part, Pool, Producer, Projections, Resampling, RotaryTables, Site, StemSpec, Stored, Sublayer,
+    Tap, TapKind, Task, TextStem,
 };
 pub use stem::Stem;
 pub use synth::{SHAPES, Shape, synthesize};

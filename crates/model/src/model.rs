@@ -44,7 +44,13 @@ impl Model {
         if let Some(prefix) = absent_prefix(&architecture, &checkpoint) {
             architecture.strip(&prefix);
         }
-        architecture.adopt_migrations(|tensor| checkpoint.contains(tensor));
+        let migrations = manifest.as_ref().map_or(&[][..], |m| &m.migrations);
+        if let [name, ..] = architecture.adopt_migrations(migrations)[..] {
+            return Err(ModelError::Config {
+                key: "quantization_config.migrations".into(),
+                message: format!("names {name}, which this model has no place for"),
+            });
+        }
         let values_of = checkpoint.block_types().map(|types| format!("GGUF {types}"));
         let model = Self {
             architecture,

@@ -11,7 +11,7 @@ use halfbyte_checkpoint::{
     TensorSpec, copy_atomic, write_atomic,
 };
 use halfbyte_model::architectures::describe;
-use halfbyte_model::{Model, Site};
+use halfbyte_model::{MIGRATION, Model, Site};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -71,7 +71,10 @@ impl<'a> Output<'a> {
         }
         let bytes = specs.iter().filter_map(|s| s.dtype.byte_len(&s.shape)).sum();
         let recipe = serde_json::to_value(job.recipe).map_err(|e| QuantizeError::Output(e.to_string()))?;
-        let manifest = Manifest::new(recipe, schemes).with_attention(attention);
+        // New ones, and those of a model that is quantized anew.
+        let migrations = specs.iter().filter_map(|s| s.name.strip_suffix(".weight"));
+        let migrations = migrations.filter(|n| n.ends_with(MIGRATION)).map(String::from).collect();
+        let manifest = Manifest::new(recipe, schemes).with_attention(attention).with_migrations(migrations);
 
         let output = begin_folder(working)?;
         let mut metadata = BTreeMap::from([
@@ -80,6 +83,9 @@ impl<'a> Output<'a> {
         ]);
         if !manifest.attention.is_empty() {
             metadata.insert("halfbyte.attention".to_string(), json(&manifest.attention)?);
+        }
+        if !manifest.migrations.is_empty() {
+            metadata.insert("halfbyte.migrations".to_string(), json(&manifest.migrations)?);
         }
         let writer = CheckpointWriter::create(&output, &specs, &metadata, SHARD_BYTES)?;
         Ok(Self { job, working: working.into(), writer, copies, untied, manifest, bytes })

@@ -255,7 +255,16 @@ fn factors_without_a_producer_stay_in_our_folders() {
         };
         let notes: Vec<_> = report.transforms.iter().filter(migrated).collect();
         assert_eq!(notes.len(), taps * model.architecture.blocks.len(), "{name}: {:?}", report.transforms);
-        // They are read back: without them the network would be another one.
+        // They are read back, from a version of the layout that says so: without them the network would be another one.
+        let config = std::fs::read_to_string(out.join("config.json")).unwrap();
+        let config: serde_json::Value = serde_json::from_str(&config).unwrap();
+        assert_eq!(config["quantization_config"]["version"], 4);
+        let mut wrong = config.clone();
+        wrong["quantization_config"]["migrations"][0] = "encoder.migration".into();
+        std::fs::write(out.join("config.json"), wrong.to_string()).unwrap();
+        let error = Model::open(&out).err().unwrap().to_string();
+        assert!(error.contains("names encoder.migration, which this model has no place for"), "{error}");
+        std::fs::write(out.join("config.json"), config.to_string()).unwrap();
         let opened = Model::open(&out).unwrap();
         assert!(opened.architecture.has_migrations() && !model.architecture.has_migrations());
         let test = inputs(&model.architecture, 5, 77);

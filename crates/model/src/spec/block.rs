@@ -4,6 +4,9 @@ use super::{Activation, NormKind, NormSpec, Site};
 use halfbyte_checkpoint::AttentionWidths;
 use halfbyte_tensor::AttentionShape;
 
+/// What the names of migrations end in ([`BlockSpec::migration`]).
+pub const MIGRATION: &str = ".migration";
+
 /// One transformer block.
 #[derive(Clone, Debug)]
 pub struct BlockSpec {
@@ -204,7 +207,7 @@ impl BlockSpec {
     /// networks that norm the sum), and behind an activation function. `None` at other taps.
     pub fn migration(&self, tap: usize) -> Option<NormSpec> {
         let site = self.taps[tap].sites.first()?;
-        let name = format!("{}.migration", site.name);
+        let name = format!("{}{MIGRATION}", site.name);
         let room = matches!(self.producer(tap), Producer::Residual(_) | Producer::Function);
         room.then_some(NormSpec { name, kind: NormKind::Channels, eps: 0.0 })
     }

@@ -5,7 +5,7 @@ mod head;
 mod site;
 mod stem;
 
-pub use block::{BlockSpec, Mlp, Producer, Projections, Sublayer, Tap, TapKind};
+pub use block::{BlockSpec, MIGRATION, Mlp, Producer, Projections, Sublayer, Tap, TapKind};
 pub use head::{HeadLayer, HeadSpec, Pool, Task};
 pub use site::{Part, Site, Stored};
 pub use stem::{Extra, ImageStem, Resampling, StemSpec, TextStem};
@@ -119,16 +119,20 @@ impl Architecture {
         }
     }
 
-    /// Takes over the migrations whose tensors are there.
-    pub(crate) fn adopt_migrations(&mut self, contains: impl Fn(&str) -> bool) {
+    /// Takes over the migrations of these names, and gives those for which there is no place.
+    pub(crate) fn adopt_migrations<'a>(&mut self, names: &'a [String]) -> Vec<&'a String> {
+        let mut left: Vec<&String> = names.iter().collect();
         for block in &mut self.blocks {
             for tap in 0..block.taps.len() {
-                let there = |norm: &NormSpec| contains(&format!("{}.weight", norm.name));
-                if let Some(norm) = block.migration(tap).filter(there) {
+                let Some(norm) = block.migration(tap) else { continue };
+                let before = left.len();
+                left.retain(|name| **name != norm.name);
+                if left.len() < before {
                     *block.migration_mut(tap) = Some(norm);
                 }
             }
         }
+        left
     }
 
     /// Whether a transform has put factors of channels where no ordinary checkpoint has a place for them.
