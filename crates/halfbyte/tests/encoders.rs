@@ -96,7 +96,7 @@ fn what_a_transform_adds_to_a_bert_is_exported_nowhere() {
     let recipe = recipe.replacen("keep = [\"lm_head\"]", "keep = [\"lm_head\", \"embedding\"]", 1);
     let recipe = scratch.write("smooth.toml", recipe);
     let mut command = quantize(&model, recipe.to_str().unwrap(), &calibration, &scratch.out());
-    finish(command.args(["--calibration-windows", "8"]));
+    finish(command.args(["--calibration-samples", "8"])).json();
     let mut export = halfbyte();
     export
         .arg("export")

@@ -293,6 +293,8 @@ impl Shape<'_> {
         let channels: u64 = block.taps.iter().map(|t| t.channels() as u64).sum();
         let outputs: u64 = sites.iter().map(|s| s.outputs as u64).sum();
         let rows = self.tokens().min(SAMPLE as u64 + self.options.pack as u64);
+        // While the taps are surveyed, all activations of the packs that are worked on.
+        let surveyed = AT_ONCE * 4 * self.options.pack as u64 * channels;
         let tried = TRIED_WEIGHTS * 4 * elements(&block.taps[tap..=tap])
             + TRIED_ACTIVATIONS * 4 * rows * (outputs + sites[0].inputs as u64);
         let terms = vec![
@@ -300,7 +302,7 @@ impl Shape<'_> {
             ("weights in f32", 4 * elements(&block.taps)),
             ("activations", self.in_memory(self.architecture().hidden as u64)),
             ("samples", 4 * rows * channels),
-            ("tried changes", tried),
+            ("tried changes", tried.max(surveyed)),
         ];
         Memory { moment: format!("transforms of block {index}, {}", sites[0].kind()), terms }
     }

@@ -1,7 +1,7 @@
 //! What transforms know of the activations at a tap.
 
 use crate::QuantizeError;
-use crate::store::Store;
+use crate::store::{Store, windows_side_by_side};
 use crate::stream::Surroundings;
 use halfbyte_model::{Block, Step};
 use halfbyte_tensor::{Layout, Matrix};
@@ -33,7 +33,7 @@ impl Survey {
     }
 }
 
-/// Surveys every tap of a block for its input `hidden`, which stays. Memory for one pack beside the samples.
+/// Surveys every tap of a block for its input `hidden`, which stays. Memory for the packs that are worked on side by side, beside the samples.
 pub(crate) fn survey(
     block: &Block,
     hidden: &Store,
@@ -51,30 +51,47 @@ pub(crate) fn survey(
     let mut surveys: Vec<Survey> = taps.iter().map(|t| empty(t.channels())).collect();
     let total: usize = hidden.rows().iter().sum();
     let chosen = spaced(hidden.windows(), total);
-    for i in 0..hidden.windows() {
-        let layout = &around.layouts[i];
-        let (mut carry, mut x) = block.enter(hidden.get(i)?);
-        for tap in 0..taps.len() {
-            add(&mut surveys[tap], &mut sums[tap], &x);
-            if chosen.contains(&i) {
-                let survey = &mut surveys[tap];
-                survey.sample.data.extend_from_slice(&x.data);
-                survey.sample.rows += x.rows;
-                layout.ranges().for_each(|r| survey.layout.push(r.len(), &[]));
+    windows_side_by_side(
+        &mut (&mut surveys, &mut sums),
+        hidden.windows(),
+        |_, i| hidden.get(i),
+        |i, window| activations(block, window, around, &around.layouts[i]),
+        |(surveys, sums), i, found| {
+            for ((survey, sums), x) in surveys.iter_mut().zip(sums.iter_mut()).zip(found) {
+                add(survey, sums, &x);
+                if chosen.contains(&i) {
+                    survey.sample.data.extend_from_slice(&x.data);
+                    survey.sample.rows += x.rows;
+                    around.layouts[i].ranges().for_each(|r| survey.layout.push(r.len(), &[]));
+                }
             }
-            if tap + 1 == taps.len() {
-                break;
-            }
-            match block.advance(tap, carry, &x, &block.linears[tap], around.rotary, layout) {
-                Step::Tap(c, next) => (carry, x) = (c, next),
-                Step::Done(_) => break,
-            }
-        }
-    }
+            Ok(())
+        },
+    )?;
     for (survey, sums) in surveys.iter_mut().zip(sums) {
         survey.mean_abs = sums.into_iter().map(|s| (s / total.max(1) as f64) as f32).collect();
     }
     Ok(surveys)
+}
+
+/// The activations at every tap for one window.
+fn activations(block: &Block, hidden: Matrix, around: &Surroundings, layout: &Layout) -> Vec<Matrix> {
+    let (mut carry, mut x) = block.enter(hidden);
+    let mut found = Vec::with_capacity(block.linears.len());
+    for (tap, linears) in block.linears.iter().enumerate() {
+        if tap + 1 == block.linears.len() {
+            break;
+        }
+        match block.advance(tap, carry, &x, linears, around.rotary, layout) {
+            Step::Tap(c, next) => {
+                found.push(std::mem::replace(&mut x, next));
+                carry = c;
+            }
+            Step::Done(_) => return found,
+        }
+    }
+    found.push(x);
+    found
 }
 
 /// Evenly spaced packs that hold about as many rows as the sample should.
