@@ -4,14 +4,15 @@
 
 Quantizes to --work/RECIPE (what is finished there is not done again), then runs `halfbyte compare` of the original and a few
 recipes at a time. Figures are kept in a file _recipes.jsonl beside the page, a line for a model, and what is there in the same
-protocol is not measured again: a session on two cores has room for some ten of the recipes. --again measures it all the same,
---recipes says which recipes and in which order; the page has all that are known, in the order of `halfbyte recipes`. Needs the
-assets (HALFBYTE_ASSETS, default ../shared) and nothing beyond the standard library. Stopped at any moment, the same command goes
-on where it was. Text of the page below a line "<!-- notes -->" is kept.
+protocol and for a recipe of the same text is not measured again: a recipe takes about eight minutes on two cores. --again measures
+it all the same, --recipes says which recipes and in which order; the page has all that are known, in the order of `halfbyte
+recipes`. Needs the assets (HALFBYTE_ASSETS, default ../shared) and nothing beyond the standard library. Stopped at any moment, the
+same command goes on where it was. Text of the page below a line "<!-- notes -->" is kept.
 """
+import hashlib
 import json
 
-from results_page import NOTES, calibration, measurement, model_name, parser, run_json
+from results_page import NOTES, calibration, measurement, model_name, parser, run, run_json
 
 
 def cell(value, form):
@@ -39,6 +40,10 @@ def table(models, names, tasks):
     return lines
 
 
+def digest(text):
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def protocol(args):
     """All that figures depend on beside the model and the recipe."""
     return {"calibration": args.calibration.name, "calibration_windows": args.calibration_windows, "text": args.text.name,
@@ -57,8 +62,12 @@ def main():
     args.work.mkdir(parents=True, exist_ok=True)
     kept = args.out.with_name(args.out.stem + "_recipes.jsonl")
     lines = kept.read_text().splitlines() if kept.exists() else []
-    same = lambda row: row["model"] == model_name(args) and row["protocol"] == protocol(args)
-    known = {row["quantized"]: row for row in map(json.loads, lines) if same(row)}
+    texts = {None: None} | {r: digest(run(args.binary, "recipes", r)) for r in {*built_in, *wanted}}
+    same = lambda row: (row["model"] == model_name(args) and row["protocol"] == protocol(args)
+                        and row["recipe_sha256"] == texts.get(row["quantized"]))
+    rows = list(map(json.loads, lines))
+    known = {row["quantized"]: row for row in rows if same(row)}
+    others = [row for row in rows if not same(row)]
     missing = [r for r in wanted if args.again or r not in known]
     print(f"# {len(wanted) - len(missing)} of {len(wanted)} recipes are known", flush=True)
     for start in range(0, len(missing), args.group):
@@ -71,16 +80,26 @@ def main():
         for name, model in zip([None, *group], found["models"]):
             # A layer's errors are in the quantized folder; a page of all recipes has no use for them.
             model.pop("layers", None)
-            known[name] = model | {"model": model_name(args), "quantized": name, "protocol": protocol(args)}
-        write(args, kept, known, built_in)
+            known[name] = model | {"model": model_name(args), "quantized": name, "recipe_sha256": texts[name],
+                                   "protocol": protocol(args)}
+        write(args, kept, known, others, built_in)
     if known:
-        write(args, kept, known, built_in)
+        write(args, kept, known, others, built_in)
 
 
-def write(args, kept, known, built_in):
+def replace(path, text):
+    """Writes a file whole or not at all."""
+    new = path.with_name(path.name + ".new")
+    new.write_text(text)
+    new.replace(path)
+
+
+def write(args, kept, known, others, built_in):
     names = [None, *[r for r in built_in if r in known], *[r for r in known if r and r not in built_in]]
     rows, tasks = [known[n] for n in names], protocol(args)["tasks"]
-    kept.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    # Rows of this model and protocol whose recipe has changed since are of no use any more.
+    others = [r for r in others if (r["model"], r["protocol"]) != (model_name(args), protocol(args))]
+    replace(kept, "".join(json.dumps(row) + "\n" for row in rows + others))
     scored = rows[0]["perplexity"]
     page = [f"# {model_name(args)} with every recipe", "",
             "Made by `python3 tests/python/results_md.py`, which says what it needs.", "",
@@ -97,7 +116,7 @@ def write(args, kept, known, built_in):
     if left_out:
         page += ["", "Not measured: " + ", ".join(left_out) + "."]
     notes = args.out.read_text().partition(NOTES)[2] if args.out.exists() else ""
-    args.out.write_text("\n".join(page) + "\n" + ("\n" + NOTES + notes if notes else ""))
+    replace(args.out, "\n".join(page) + "\n" + ("\n" + NOTES + notes if notes else ""))
     print(f"wrote {args.out} with {len(names) - 1} recipes", flush=True)
 
 

@@ -51,8 +51,9 @@ const HIDDEN_BYTES: usize = 256 << 20;
 /// batches from few tokens.
 const BATCH: usize = if cfg!(test) { 2048 } else { 16_384 };
 
-/// Packs that go through a block side by side.
+/// Packs that go through a block side by side, if they have no more rows than [`LONG`].
 const AT_ONCE: usize = 2;
+const LONG: usize = 4096;
 
 impl Sizes {
     pub(crate) fn of(model: &Model) -> Self {
@@ -190,17 +191,25 @@ impl Pack {
     }
 }
 
-/// Packs the items of a batch into matrices of about the same number of rows, so that those side by side take equally long.
+/// Packs the items of a batch into matrices of about the same number of rows, as far as items allow it, so that those side by
+/// side take equally long.
 pub(crate) fn pack(items: &[&Item], sizes: Sizes) -> Vec<Pack> {
-    let rows = items.iter().map(|item| Shape::of(item).rows()).sum::<usize>();
-    let packs = AT_ONCE * rows.div_ceil(AT_ONCE * sizes.pack);
+    let rows: Vec<usize> = items.iter().map(|item| Shape::of(item).rows()).collect();
+    let mut left: usize = rows.iter().sum();
+    let mut packs = AT_ONCE * left.div_ceil(AT_ONCE * sizes.pack);
     let (mut all, mut start, mut filled) = (Vec::with_capacity(packs), 0, 0);
-    for (i, item) in items.iter().enumerate() {
-        filled += Shape::of(item).rows();
-        if filled * packs >= rows * (all.len() + 1) || i + 1 == items.len() {
-            all.push(Pack::new(&items[start..=i]));
-            start = i + 1;
+    for (i, &more) in rows.iter().enumerate() {
+        // What is left is shared among the packs that are left; an item goes where that is kept more nearly.
+        let goal = left / packs.max(1);
+        if i > start && (filled + more).saturating_sub(goal) > goal.saturating_sub(filled) {
+            all.push(Pack::new(&items[start..i]));
+            (left, packs) = (left - filled, packs.saturating_sub(1));
+            (start, filled) = (i, 0);
         }
+        filled += more;
+    }
+    if start < items.len() {
+        all.push(Pack::new(&items[start..]));
     }
     all
 }
@@ -210,13 +219,15 @@ pub(crate) fn states(model: &Model, packs: &[Pack], meter: &mut Meter) -> Result
     let a = &model.architecture;
     let longest = packs.iter().flat_map(|p| p.layout.positions()).max().map_or(0, |p| p + 1);
     let rotary = a.rotary(longest);
+    // Longer ones go one by one, so that two take no more memory than one took.
+    let at_once = if packs.iter().any(|p| p.rows() > LONG) { 1 } else { AT_ONCE };
     let mut hidden = {
         let stem = model.stem()?;
         packs.iter().map(|p| stem.embed_tokens(&p.tokens, &p.layout)).collect::<Result<Vec<_>, _>>()?
     };
     for layer in 0..a.blocks.len() {
         let block = model.block(layer)?;
-        for (states, packs) in hidden.chunks_mut(AT_ONCE).zip(packs.chunks(AT_ONCE)) {
+        for (states, packs) in hidden.chunks_mut(at_once).zip(packs.chunks(at_once)) {
             let taken = states.iter_mut().map(std::mem::take).zip(packs).collect();
             let left = side_by_side(taken, |(state, pack)| block.forward(state, &rotary, &pack.layout));
             states.iter_mut().zip(left).for_each(|(state, left)| *state = left);
@@ -351,6 +362,24 @@ mod tests {
                 assert_eq!(got, Likelihood { log_probability: sum, greedy });
             }
         }
+    }
+
+    #[test]
+    fn packs_have_about_as_many_rows() {
+        let item = |rows: usize| vec![Request { tokens: vec![1; rows + 1], scored: 1 }];
+        let packed = |rows: &[usize]| {
+            let items: Vec<Item> = rows.iter().map(|&r| item(r)).collect();
+            let items: Vec<&Item> = items.iter().collect();
+            pack(&items, Sizes::new(16_384, 2048, 1 << 20)).iter().map(Pack::rows).collect::<Vec<_>>()
+        };
+        assert_eq!(packed(&[2047; 8]), [2047; 8]);
+        assert_eq!(packed(&[1500; 10]), [1500; 10]);
+        assert_eq!(packed(&[100; 30]), [1500; 2]);
+        // A long one does not make those behind it short.
+        let some = packed(&[&[7000][..], &[50; 60]].concat());
+        assert_eq!(some[0], 7000);
+        assert!(some[1..].iter().all(|r| (500..=2048).contains(r)), "{some:?}");
+        assert_eq!(packed(&[10]), [10]);
     }
 
     #[test]

@@ -163,10 +163,10 @@ pub fn check(
         return Err(ExportError::attention(target));
     }
     let cannot = |message: String| Err(ExportError::Cannot { target, message });
-    if architecture.has_migrations() {
-        let message = "a transform has put factors between the residual stream and the layers that read it, which is halfbyte's \
-                       own; quantize without transforms, or with ones whose taps are no norms of the sum";
-        return cannot(message.into());
+    if let Some(name) = architecture.migrations().next() {
+        return cannot(format!(
+            "{name} divides the inputs of a layer by factors, which is halfbyte's own; quantize with transforms without migrate=true"
+        ));
     }
     let head = || architecture.head.layers.iter().map(|l| &l.site);
     for site in [architecture.embedding()].into_iter().chain(head()) {

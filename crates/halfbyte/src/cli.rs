@@ -340,8 +340,8 @@ Transforms, done in the order given:
                 Qwen, Phi-3); first of the list; block=32: only channels of a block with each other
   hadamard-heads  the values of every attention head likewise, in any model; block=16
 The scaling ones take taps=norms (what norms feed; default of the first two) or taps=all (also values and the layers before \
-gates and ReLUs). Where nothing can take factors (BERT's norms of sums, GELU) this command leaves a layer alone; `quantize` keeps \
-them beside the layer. Rotations need no calibration text, and draw their signs by the recipe's seed. docs/transforms.md says where \
+gates and ReLUs). Where nothing can take factors (BERT's norms of sums, GELU) layers are left alone; a recipe of `quantize` can keep \
+them beside the layer with migrate=true. Rotations need no calibration text, and draw their signs by the recipe's seed. docs/transforms.md says where \
 each family of models has room for them.
 
 Killed at any moment, the same command goes on where it was.";

@@ -92,7 +92,7 @@ fn what_a_transform_adds_to_a_bert_is_exported_nowhere() {
     let Some(calibration) = shared("data/calibration/sst2_train_512.tsv") else { return };
     let scratch = Scratch::new();
     let recipe = finish(halfbyte().args(["recipes", "int8-w8a8"])).text();
-    let recipe = format!("transforms = [\"smooth-quant\"]\n{recipe}");
+    let recipe = format!("transforms = [\"smooth-quant:migrate=true\"]\n{recipe}");
     let recipe = recipe.replacen("keep = [\"lm_head\"]", "keep = [\"lm_head\", \"embedding\"]", 1);
     let recipe = scratch.write("smooth.toml", recipe);
     let mut command = quantize(&model, recipe.to_str().unwrap(), &calibration, &scratch.out());
@@ -104,7 +104,7 @@ fn what_a_transform_adds_to_a_bert_is_exported_nowhere() {
         .args(["--to", "vllm-int"])
         .arg("--out")
         .arg(scratch.path("exported"));
-    finish(&mut export).refused(&["vllm-int", "between the residual stream", "quantize without transforms"]);
+    finish(&mut export).refused(&["vllm-int", "query.migration", "without migrate=true"]);
     assert!(!scratch.path("exported").exists());
 }
 

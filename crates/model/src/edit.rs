@@ -22,7 +22,8 @@ impl Block {
         [self.attention.before.as_mut(), self.mlp.before.as_mut()]
     }
 
-    /// Puts an identity that a transform may change before the layers at tap `tap`, if there is room for one ([`BlockSpec::migration`](crate::BlockSpec::migration)).
+    /// Puts an identity that a transform may change before the layers at tap `tap`, if there is room for one
+    /// ([`BlockSpec::migration`](crate::BlockSpec::migration)).
     pub fn add_migration(&mut self, tap: usize) {
         let Some(spec) = self.spec.migration(tap) else { return };
         let place = match self.spec.taps[tap].kind {

@@ -274,8 +274,7 @@ impl Model {
             |tap: &crate::Tap| tap.sites.iter().map(|s| self.linear(s)).collect::<Result<Vec<_>, _>>();
         let linears = spec.taps.iter().map(tap_linears).collect::<Result<_, _>>()?;
         let (attention, mut mlp) = (self.around(&spec.around_attention)?, self.around(&spec.around_mlp)?);
-        let width = spec.taps.last().map_or(0, crate::Tap::channels);
-        mlp.inside = self.optional_norm(&spec.around_mlp.inside, width)?;
+        mlp.inside = self.optional_norm(&spec.around_mlp.inside, spec.inner_channels())?;
         let products = self.stored_attention(spec)?;
         Ok(Block { spec: spec.clone(), linears, attention, mlp, query_key, products })
     }

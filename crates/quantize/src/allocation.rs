@@ -16,7 +16,7 @@ use crate::recipe::{BITS, Calibration, Method, Recipe, Rounding};
 use crate::search::ShiftRule;
 use crate::store::Store;
 use crate::stream::{QuantizedSite, Surroundings, embed, quantize_block};
-use crate::transforms::{Goes, Rotation, transform_block};
+use crate::transforms::{Rotation, transform_block};
 use halfbyte_checkpoint::write_atomic;
 use halfbyte_model::{Architecture, Block, BlockSpec, Input, Site, Weight};
 use serde::{Deserialize, Serialize};
@@ -142,7 +142,7 @@ fn sensitivities(
             };
             let turned = rotation.as_ref().map(turned).transpose()?;
             let (entering, wanted) = turned.as_ref().map_or((&hidden, &leaving), |(e, l)| (e, l));
-            transform_block(&mut block, entering, recipe, &around, Goes::ToFolder, &mut stopped)?;
+            transform_block(&mut block, entering, recipe, &around, &mut stopped)?;
             measured.blocks.push(errors(&block, entering, wanted, recipe, &around, &mut stopped)?);
             let text = serde_json::to_vec(&measured).map_err(|e| QuantizeError::Output(e.to_string()))?;
             write_atomic(&file, &text)?;

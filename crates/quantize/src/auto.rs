@@ -12,7 +12,7 @@ use crate::probe::{copy, forward, output_error, replace};
 use crate::recipe::Recipe;
 use crate::store::{Place, Store};
 use crate::stream::{Surroundings, embed, quantize_block};
-use crate::transforms::{Goes, Rotation, check_shapes, transform_block};
+use crate::transforms::{Rotation, check_shapes, transform_block};
 use halfbyte_checkpoint::write_atomic;
 use halfbyte_model::{Architecture, Input, Model, RotaryTables};
 use halfbyte_tensor::Precision;
@@ -377,7 +377,7 @@ impl<'a> Trials<'a> {
             let mut hidden = copy(&self.seen.entering[i], &place)?;
             rotation.iter().try_for_each(|r| r.turn_states(&mut hidden))?;
             let mut stopped = || if progress.stopped() { Err(QuantizeError::Stopped(b)) } else { Ok(()) };
-            transform_block(&mut block, &hidden, recipe, &around, Goes::ToFolder, &mut stopped)?;
+            transform_block(&mut block, &hidden, recipe, &around, &mut stopped)?;
             let mut through = block.clone();
             let done = quantize_block(block, hidden, recipe, &around, &mut |_| stopped())?;
             replace(&mut through, done);

@@ -13,7 +13,7 @@ use crate::recipe::{Calibration, Recipe};
 use crate::report::{AttentionReport, LayerReport, Report};
 use crate::store::{Place, Store};
 use crate::stream::{Advance, QuantizedSite, Surroundings, embed, quantize_block, quantize_head};
-use crate::transforms::{Goes, Note, Rotation, check_shapes, tensors_of, transform_block};
+use crate::transforms::{Note, Rotation, check_shapes, tensors_of, transform_block};
 use crate::{QuantizeError, quantize_embedding, weights_only};
 use halfbyte_checkpoint::{AttentionScheme, LayerScheme, StoredLayer, TensorSpec};
 use halfbyte_formats::kernel;
@@ -278,14 +278,7 @@ impl Run<'_> {
                 let mut block = timed(Phase::Read, || self.job.model.block(b))?;
                 let mut stopped = || if progress.stopped() { Err(QuantizeError::Stopped(b)) } else { Ok(()) };
                 let transformed = timed(Phase::Search, || {
-                    transform_block(
-                        &mut block,
-                        &hidden,
-                        self.job.recipe,
-                        &around,
-                        Goes::ToFolder,
-                        &mut stopped,
-                    )
+                    transform_block(&mut block, &hidden, self.job.recipe, &around, &mut stopped)
                 })?;
                 let kept = self.kept_tensors(&block, &transformed.changed);
                 let mut on_tap = |advance| {

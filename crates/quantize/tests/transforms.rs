@@ -244,8 +244,10 @@ fn a_recipe_transforms_on_the_way() {
 fn factors_without_a_producer_stay_in_our_folders() {
     for (name, taps) in [("bert", 3), ("distilbert", 3), ("opt_post_norm", 2), ("gpt2", 1)] {
         let model = Model::open(&family(name)).unwrap();
-        let recipe =
-            Recipe { embedding_bits: 16, ..recipe_with("minmax-int-w8a8", &["os-plus:steps=8:taps=all"]) };
+        let recipe = Recipe {
+            embedding_bits: 16,
+            ..recipe_with("minmax-int-w8a8", &["os-plus:steps=8:taps=all:migrate=true"])
+        };
         let calibration = inputs(&model.architecture, 8, 0);
         let scratch = tempfile::tempdir().unwrap();
         let out = scratch.path().join("out");

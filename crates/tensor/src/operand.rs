@@ -41,8 +41,9 @@ pub trait Operand: Sync {
         let read = |r: usize, k: usize, line: &mut [u32; PIECE]| {
             let n = (depth - k).min(PIECE);
             self.read(row + r, from + k, &mut cast_slice_mut(line)[..n]);
-            line[n..].fill(0);
-            exchange(line);
+            let used = n.next_multiple_of(SIDE);
+            line[n..used].fill(0);
+            exchange(&mut line[..used]);
         };
         panels(read, count, depth.next_multiple_of(2), width, cast_slice_mut(out));
     }
@@ -93,7 +94,7 @@ fn panels(
 
 /// Rounds to bfloat16 and exchanges the two of every pair.
 #[multiversion(targets("x86_64+avx512f+avx512bw", "x86_64+avx2"))]
-fn exchange(line: &mut [u32; PIECE]) {
+fn exchange(line: &mut [u32]) {
     for bits in line.iter_mut() {
         *bits = bfloat16(f32::from_bits(*bits));
     }

@@ -63,6 +63,10 @@ fn check(
     choice: LayerScheme,
     target: Target,
 ) -> anyhow::Result<()> {
+    if let Some(transform) = recipe.migrates(&model.architecture) {
+        let message = format!("{target} has no place for what {transform} keeps beside layers");
+        return Err(Failure::new(message).hint("leave migrate=true out of the recipe's transforms").into());
+    }
     // Searched formats are no target's; any scheme that none has stands for them.
     let searched = LayerScheme {
         weight: Some(Scheme::new(Element::E2M1, Granularity::Channel)),

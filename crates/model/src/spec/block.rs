@@ -180,6 +180,11 @@ impl BlockSpec {
         (self.attention.heads + 2 * self.attention.kv_heads) * self.attention.head_dim
     }
 
+    /// Channels at the input of the MLP's last layer.
+    pub(crate) fn inner_channels(&self) -> usize {
+        self.taps.iter().find(|t| t.kind == TapKind::MlpInner).map_or(0, Tap::channels)
+    }
+
     /// What makes the activations at tap `tap`.
     pub fn producer(&self, tap: usize) -> Producer {
         let norm = |around: &Sublayer| around.before.as_ref().map(|n| Producer::Norm(n.name.clone()));
@@ -239,8 +244,7 @@ impl BlockSpec {
     pub(crate) fn tensors(&self, hidden: usize) -> Vec<(String, Vec<usize>)> {
         let mut tensors = self.around_attention.tensors(hidden);
         tensors.extend(self.around_mlp.tensors(hidden));
-        let width = self.taps.last().map_or(0, Tap::channels);
-        tensors.extend(self.around_mlp.inside.iter().flat_map(|m| m.tensors(width)));
+        tensors.extend(self.around_mlp.inside.iter().flat_map(|m| m.tensors(self.inner_channels())));
         for norm in self.query_key_norm.iter().flat_map(|(q, k)| [q, k]) {
             tensors.extend(norm.tensors(self.attention.head_dim));
         }

@@ -135,12 +135,16 @@ impl Architecture {
         left
     }
 
-    /// Whether a transform has put factors of channels where no ordinary checkpoint has a place for them.
-    pub fn has_migrations(&self) -> bool {
+    /// Names of the migrations that are there ([`BlockSpec::migration`]), which no ordinary checkpoint has a place for.
+    pub fn migrations(&self) -> impl Iterator<Item = &str> {
         let around = self.blocks.iter().flat_map(|b| [&b.around_attention, &b.around_mlp]);
-        around
-            .flat_map(|a| [&a.before, &a.inside])
-            .any(|norm| norm.as_ref().is_some_and(|n| n.kind == NormKind::Channels))
+        let norms = around.flat_map(|a| [&a.before, &a.inside]).flatten();
+        norms.filter(|n| n.kind == NormKind::Channels).map(|n| n.name.as_str())
+    }
+
+    /// Whether there is one.
+    pub fn has_migrations(&self) -> bool {
+        self.migrations().next().is_some()
     }
 
     /// Names and shapes of all tensors of an unquantized checkpoint, in the order of the computation.
@@ -177,8 +181,8 @@ pub enum NormKind {
     },
     /// LayerNorm with a bias.
     Layer,
-    /// No norm: a factor on each channel and a bias, which a transform has put between the residual stream and layers that
-    /// read it as it is ([`BlockSpec::migration`]).
+    /// No norm: a factor on each channel and a bias, which a transform has put before layers where no producer could take them
+    /// ([`BlockSpec::migration`]).
     Channels,
 }
 

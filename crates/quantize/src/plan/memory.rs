@@ -37,8 +37,8 @@ const TRIED_WEIGHTS: u64 = 2;
 const TRIED_ACTIVATIONS: u64 = 3;
 /// Bytes of a weight while its rounding is learned: its position, its gradient; its codes twice are beside them.
 const LEARNED_BYTES: u64 = 8;
-/// Windows of activations in memory when they are kept in files.
-const SPILL_WINDOWS: u64 = 2;
+/// Windows of activations in memory when they are kept in files: those that are worked on, and what comes of them.
+const SPILL_WINDOWS: u64 = 2 * AT_ONCE;
 
 /// Memory at the moment when it is largest, as a sum of named parts.
 #[derive(Clone, Debug)]

@@ -31,14 +31,15 @@ const SCHEMES: [(&str, &str, &str); 14] = [
 
 /// Recipes of another one behind a transform: name, the other, transform. Embedding and output layer are left alone, as the papers
 /// do and engines expect. SmoothQuant is as published; Outlier Suppression+ looks at all taps, since the inputs of a MLP's last layer
-/// are what costs most behind the published places (docs/transforms.md).
+/// are what costs most behind the published places (docs/transforms.md). Static integers for inputs are in no other engine's files, so
+/// these may keep factors beside layers.
 const TRANSFORMED: [(&str, &str, &str); 6] = [
     ("nvfp4-pow2-gptq-w4a4", "nvfp4-gptq-w4a4", "pow2"),
     ("mxfp4-pow2-gptq-w4a4", "mxfp4-gptq-w4a4", "pow2"),
-    ("smooth-quant-w8a8", "minmax-int-w8a8", "smooth-quant"),
-    ("smooth-quant-w6a6", "minmax-int-w6a6", "smooth-quant"),
-    ("os-plus-w8a8", "minmax-int-w8a8", "os-plus:taps=all"),
-    ("os-plus-w6a6", "minmax-int-w6a6", "os-plus:taps=all"),
+    ("smooth-quant-w8a8", "minmax-int-w8a8", "smooth-quant:migrate=true"),
+    ("smooth-quant-w6a6", "minmax-int-w6a6", "smooth-quant:migrate=true"),
+    ("os-plus-w8a8", "minmax-int-w8a8", "os-plus:taps=all:migrate=true"),
+    ("os-plus-w6a6", "minmax-int-w6a6", "os-plus:taps=all:migrate=true"),
 ];
 
 impl Recipe {

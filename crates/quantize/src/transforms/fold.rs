@@ -6,6 +6,9 @@
 use halfbyte_model::{Block, BlockSpec, Mlp, Producer, Projections, Sublayer, TapKind};
 use std::collections::BTreeSet;
 
+/// Where there is a way that has to be asked for.
+const ADVICE: &str = "with migrate=true `quantize` keeps it beside the layer";
+
 /// What is done to the channels of a producer.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Change {
@@ -30,15 +33,6 @@ impl Change {
     pub(crate) fn is_none(&self) -> bool {
         self.factors.iter().all(|&f| f == 1.0) && self.shifts.iter().all(|&z| z == 0.0)
     }
-}
-
-/// Where a transformed network goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Goes {
-    /// To an ordinary checkpoint, which has a place for nothing new.
-    ToCheckpoint,
-    /// To a folder of our own, which can have factors between the residual stream and the layers that read it.
-    ToFolder,
 }
 
 /// Where the factors of a tap's channels can go.
@@ -70,13 +64,15 @@ enum Maker {
 }
 
 impl Joint {
-    /// Where factors of tap `tap` can go; else why they cannot, for people.
-    pub(crate) fn of(spec: &BlockSpec, tap: usize, goes: Goes) -> Result<Self, String> {
+    /// Where factors of tap `tap` can go, to a migration too if `migrate` allows it; else why they cannot, for people.
+    pub(crate) fn of(spec: &BlockSpec, tap: usize, migrate: bool) -> Result<Self, String> {
         let readers = &spec.taps[tap].sites;
         let unbiased =
             readers.iter().find(|s| s.bias.is_none()).map(|s| format!("{} has no bias", last(&s.name)));
         let channels = spec.taps[tap].channels();
         let same = |into: String, maker, no_shift| Self { into, channels, of: None, no_shift, maker };
+        let migration = spec.migration(tap).filter(|_| migrate);
+        let migration = migration.map(|m| same(m.name, Maker::Migration, unbiased.clone()));
         match spec.producer(tap) {
             Producer::Norm(name) => {
                 let Sublayer { before, inside, .. } = spec.around(tap);
@@ -85,14 +81,10 @@ impl Joint {
                 let no_bias = rms.then(|| format!("{} has no bias", last(&name)));
                 Ok(same(name, Maker::Norm, no_bias.or(unbiased)))
             }
-            Producer::Residual(norm) => match (goes, spec.migration(tap)) {
-                (Goes::ToFolder, Some(migration)) => Ok(same(migration.name, Maker::Migration, unbiased)),
-                _ => {
-                    let norm = norm.as_deref().map_or("the norm before", last);
-                    let undone = "where nothing could undo it in a checkpoint; `quantize` can";
-                    Err(format!("{norm} also feeds the residual stream, {undone}"))
-                }
-            },
+            Producer::Residual(norm) => migration.ok_or_else(|| {
+                let norm = norm.as_deref().map_or("the norm before", last);
+                format!("{norm} also feeds the residual stream, where nothing could undo it; {ADVICE}")
+            }),
             Producer::Values => Ok(values(spec, unbiased)),
             Producer::Linear(name) => {
                 let first = position(spec, TapKind::MlpInput).unwrap_or(0);
@@ -110,13 +102,10 @@ impl Joint {
                 let no_shift = Some("a ReLU lets no shift pass".into());
                 Ok(same(name, Maker::Rows { tap: first, site: 0, rows }, no_shift))
             }
-            Producer::Function => {
-                match (goes, spec.migration(tap)) {
-                    (Goes::ToFolder, Some(migration)) => Ok(same(migration.name, Maker::Migration, unbiased)),
-                    _ => Err(format!("{:?} between the layers lets no factor pass", spec.activation)
-                        .to_lowercase()),
-                }
-            }
+            Producer::Function => migration.ok_or_else(|| {
+                let function = format!("{:?}", spec.activation).to_lowercase();
+                format!("{function} between the layers lets no factor pass; {ADVICE}")
+            }),
             Producer::None => Err("nothing is known that makes it".into()),
         }
     }

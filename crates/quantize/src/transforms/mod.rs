@@ -28,7 +28,6 @@ use crate::QuantizeError;
 use crate::recipe::Recipe;
 use crate::store::Store;
 use crate::stream::Surroundings;
-pub(crate) use fold::Goes;
 use fold::{Change, Joint};
 use halfbyte_model::{Architecture, Block, BlockSpec, Producer, Tap, TapKind};
 pub(crate) use rotate::Rotation;
@@ -45,6 +44,9 @@ pub struct Transform {
     pub kind: TransformKind,
     /// Where it is done.
     pub taps: Taps,
+    /// Whether factors that no producer at these taps can take are kept beside the layers ([`BlockSpec::migration`]), which is
+    /// halfbyte's own and goes into no other engine's files.
+    pub migrate: bool,
 }
 
 /// The transforms.
@@ -81,7 +83,7 @@ pub enum TransformKind {
 /// Where factors are folded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Taps {
-    /// Into norms alone: at the inputs of attention and MLP.
+    /// At the inputs of attention and MLP, which norms make.
     Norms,
     /// Wherever it is possible: also into values and the layer before a gate or a ReLU.
     All,
@@ -114,7 +116,7 @@ pub(crate) struct Transformed {
     pub(crate) changed: BTreeSet<String>,
 }
 
-/// Does a recipe's transforms to a block in memory that `goes` somewhere, by its inputs `hidden`; `between` taps it may be stopped.
+/// Does a recipe's transforms to a block in memory, by its inputs `hidden`; `between` taps it may be stopped.
 ///
 /// # Errors
 /// When a layer has no shape for the assumed quantization, the inputs cannot be read, or `between` asks to stop.
@@ -123,7 +125,6 @@ pub(crate) fn transform_block(
     hidden: &Store,
     recipe: &Recipe,
     around: &Surroundings,
-    goes: Goes,
     between: &mut dyn FnMut() -> Result<(), QuantizeError>,
 ) -> Result<Transformed, QuantizeError> {
     let mut done = Transformed { notes: Vec::new(), changed: BTreeSet::new() };
@@ -150,7 +151,7 @@ pub(crate) fn transform_block(
                 error: None,
                 skipped: None,
             };
-            match Joint::of(&block.spec, tap, goes) {
+            match Joint::of(&block.spec, tap, transform.migrate) {
                 Err(reason) => note.skipped = Some(reason),
                 Ok(joint) => {
                     let measured = transform.measured();
@@ -193,6 +194,15 @@ pub(crate) fn check_shapes(architecture: &Architecture, recipe: &Recipe) -> Resu
         }
     }
     Ok(())
+}
+
+impl Recipe {
+    /// The first of its transforms that may keep factors beside layers of this network, where no other engine's files have a place
+    /// for them.
+    pub fn migrates(&self, architecture: &Architecture) -> Option<&Transform> {
+        let somewhere = |t: &&Transform, b: &BlockSpec| (0..b.taps.len()).any(|tap| t.migrates(b, tap, self));
+        self.transforms.iter().find(|t| architecture.blocks.iter().any(|b| somewhere(t, b)))
+    }
 }
 
 impl Note {
@@ -251,6 +261,11 @@ impl Transform {
 
     fn refused(&self, why: &str) -> QuantizeError {
         QuantizeError::Recipe { field: "transforms".into(), message: format!("= {self}: {why}") }
+    }
+
+    /// Whether it may keep factors beside the layers at this tap.
+    fn migrates(&self, spec: &BlockSpec, tap: usize, recipe: &Recipe) -> bool {
+        self.migrate && self.wants(spec, tap, recipe) && spec.migration(tap).is_some()
     }
 
     /// Whether it looks at the activations at this tap at all: not where nothing reads them that is to be quantized.

@@ -2,7 +2,7 @@
 //! readers have biases. Scale: one threshold t for all channels, above which they are divided,
 //! `s = max(1, max(X − z) / t, −min(X − z) / t)`; of a linear grid from the largest magnitude down the one is taken for which
 //! what the block makes of the layers' outputs is least in error. Of the grid every seventh threshold of a hundred is tried and then
-//! those around the best, 27 in all: a quarter of the time, for an error within a hundredth (docs/transforms.md).
+//! those around the best, 27 in all (docs/transforms.md, "Migrations").
 
 use super::fold::Change;
 use super::trial::Trial;

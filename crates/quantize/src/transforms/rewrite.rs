@@ -1,7 +1,7 @@
 //! A whole run: from a checkpoint to one that computes the same and is easier to quantize.
 
 use super::rotate::{Outside, Rotation};
-use super::{Goes, Note, Transform, check_shapes, transform_block};
+use super::{Note, Transform, check_shapes, transform_block};
 use crate::inputs::Packs;
 use crate::job::{Progress, check_finite, id_of, partial_dir, place};
 use crate::journal::{Journal, RunId};
@@ -74,7 +74,11 @@ pub fn transform_checkpoint(
     progress: &mut dyn Progress,
 ) -> Result<(TransformReport, bool), QuantizeError> {
     job.recipe.check()?;
-    if job.model.manifest.is_some() {
+    if let Some(transform) = job.recipe.transforms.iter().find(|t| t.migrate) {
+        let why = "an ordinary checkpoint has no place for factors beside layers; leave migrate=true out, or quantize with it";
+        return Err(transform.refused(why));
+    }
+    if job.model.manifest.is_some() || job.model.architecture.has_migrations() {
         return Err(QuantizeError::Output(format!(
             "{} is already quantized; give the full-precision checkpoint",
             job.model.checkpoint.dir().display()
@@ -135,8 +139,7 @@ impl Run<'_> {
                     true => Err(QuantizeError::Stopped(b)),
                     false => Ok(()),
                 };
-                let done =
-                    transform_block(&mut block, &hidden, recipe, &around, Goes::ToCheckpoint, &mut stop)?;
+                let done = transform_block(&mut block, &hidden, recipe, &around, &mut stop)?;
                 self.journal.write_block(b, &tensors_of(model, &block, &done.changed), json(&done.notes)?)?;
                 hidden = forward(&block, hidden, &around)?;
                 check_finite(&hidden, b)?;

@@ -258,8 +258,11 @@ fn obstacle(a: &Architecture) -> Option<String> {
         return Some("learned positions, types of segments or a norm beside the table of tokens".into());
     }
     let before = |norm: &Option<NormSpec>| match norm {
-        Some(norm) if norm.kind == NormKind::Layer => Some(format!("a LayerNorm ({})", norm.name)),
-        Some(_) => None,
+        Some(norm) => match norm.kind {
+            NormKind::Rms { .. } => None,
+            NormKind::Layer => Some(format!("a LayerNorm ({})", norm.name)),
+            NormKind::Channels => Some(format!("a migration ({})", norm.name)),
+        },
         None => Some("blocks without a norm before".into()),
     };
     let around = a.blocks.iter().flat_map(|b| [&b.around_attention, &b.around_mlp]);

@@ -39,7 +39,8 @@ impl fmt::Display for Transform {
             (a, b) if a == b => Ok(()),
             (Taps::All, _) => write!(f, ":taps=all"),
             (Taps::Norms, _) => write!(f, ":taps=norms"),
-        }
+        }?;
+        if self.migrate { write!(f, ":migrate=true") } else { Ok(()) }
     }
 }
 
@@ -79,12 +80,13 @@ impl FromStr for Transform {
                 return Err(format!("there is no transform {name:?}; there are {}", known.join(", ")));
             }
         };
-        let mut transform = Self { kind, taps: kind.default_taps() };
+        let mut transform = Self { kind, taps: kind.default_taps(), migrate: false };
         for part in parts {
             let (key, value) = part.split_once('=').unwrap_or((part, ""));
             transform.set(key, value).ok_or_else(|| {
                 let settings = TRANSFORMS.iter().find(|t| t.0 == name).map_or("", |t| t.1);
-                let taps = if transform.looks_at_inputs() { "taps=norms|all" } else { "" };
+                let taps =
+                    if transform.looks_at_inputs() { "taps=norms|all; migrate=true|false" } else { "" };
                 let own: Vec<&str> = [settings, taps].into_iter().filter(|s| !s.is_empty()).collect();
                 format!("{name} has no setting {part:?}; it has {}", own.join("; "))
             })?;
@@ -104,6 +106,7 @@ impl Transform {
                     _ => return None,
                 }
             }
+            ("migrate", _) if scales => self.migrate = value.parse().ok()?,
             ("alpha", TransformKind::SmoothQuant { alpha }) => {
                 *alpha = match value {
                     "search" => None,
@@ -148,6 +151,7 @@ mod tests {
             "smooth-quant:alpha=search:taps=all",
             "os-plus:steps=20:shift=false",
             "pow2:taps=norms",
+            "os-plus:taps=all:migrate=true",
             "rotate:block=32",
             "hadamard-heads:block=16",
         ] {
@@ -161,6 +165,7 @@ mod tests {
         assert!(complaint("smoothquant").contains("smooth-quant, os-plus"));
         assert!(complaint("smooth-quant:alpha=2").contains("alpha=0 to 1"));
         assert!(complaint("rotate:taps=all").ends_with("it has block=channels that are mixed, default all"));
-        assert!(complaint("awq:steps=3").contains("taps=norms|all"));
+        assert!(complaint("awq:steps=3").contains("taps=norms|all; migrate=true|false"));
+        assert!(complaint("rotate:migrate=true").contains("no setting \"migrate=true\""));
     }
 }

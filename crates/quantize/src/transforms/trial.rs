@@ -146,7 +146,9 @@ impl<'a> Trial<'a> {
     ) -> Result<Change, QuantizeError> {
         let error = |i: usize| Ok((i, self.error(&candidate(i))?));
         let mut tried = coarse(steps).map(error).collect::<Result<Vec<_>, QuantizeError>>()?;
-        let least = |tried: &[(usize, f64)]| tried.iter().copied().min_by(|a, b| a.1.total_cmp(&b.1));
+        let least = |tried: &[(usize, f64)]| {
+            tried.iter().copied().filter(|t| !t.1.is_nan()).min_by(|a, b| a.1.total_cmp(&b.1))
+        };
         if let Some((best, _)) = least(&tried) {
             let fine = around(best, steps).map(error).collect::<Result<Vec<_>, QuantizeError>>()?;
             tried.extend(fine);
