@@ -196,14 +196,17 @@ impl Pack {
 pub(crate) fn pack(items: &[&Item], sizes: Sizes) -> Vec<Pack> {
     let rows: Vec<usize> = items.iter().map(|item| Shape::of(item).rows()).collect();
     let mut left: usize = rows.iter().sum();
-    let mut packs = AT_ONCE * left.div_ceil(AT_ONCE * sizes.pack);
+    // Packs for so many rows: as many as go side by side, or a multiple.
+    let needed = |left: usize| AT_ONCE * left.div_ceil(AT_ONCE * sizes.pack);
+    let mut packs = needed(left);
     let (mut all, mut start, mut filled) = (Vec::with_capacity(packs), 0, 0);
     for (i, &more) in rows.iter().enumerate() {
         // What is left is shared among the packs that are left; an item goes where that is kept more nearly.
-        let goal = left / packs.max(1);
+        let goal = left / packs;
         if i > start && (filled + more).saturating_sub(goal) > goal.saturating_sub(filled) {
             all.push(Pack::new(&items[start..i]));
-            (left, packs) = (left - filled, packs.saturating_sub(1));
+            left -= filled;
+            packs = if all.len().is_multiple_of(AT_ONCE) { needed(left) } else { packs - 1 };
             (start, filled) = (i, 0);
         }
         filled += more;
