@@ -1,10 +1,10 @@
 """Measures one model quantized with every recipe and writes the table, by default docs/results.md.
 
-    python3 tests/python/results_md.py --model target/smollm2 --work target/results
+    python3 tests/python/results_md.py --name SmolLM2-135M --model target/smollm2 --work target/results
 
 Quantizes to --work/RECIPE (what is finished there is not done again), then runs `halfbyte compare` of the original and a few
 recipes at a time. Figures are kept in a file _recipes.jsonl beside the page, a line for a model, and what is there in the same
-protocol and for a recipe of the same text is not measured again: a recipe takes about eight minutes on two cores. --again measures
+protocol, under the same --name and for a recipe of the same text, is not measured again: a recipe takes about eight minutes on two cores. --again measures
 it all the same, --recipes says which recipes and in which order; the page has all that are known, in the order of `halfbyte
 recipes`. Needs the assets (HALFBYTE_ASSETS, default ../shared) and nothing beyond the standard library. Stopped at any moment, the
 same command goes on where it was. Text of the page below a line "<!-- notes -->" is kept.
@@ -102,7 +102,7 @@ def write(args, kept, known, others, built_in):
     replace(kept, "".join(json.dumps(row) + "\n" for row in rows + others))
     scored = rows[0]["perplexity"]
     page = [f"# {model_name(args)} with every recipe", "",
-            "Made by `python3 tests/python/results_md.py`, which says what it needs.", "",
+            f"Made by `python3 tests/python/results_md.py --name {model_name(args)}`, which says what it needs.", "",
             *table(rows, ["original", *names[1:]], tasks), "",
             f"Calibrated on {args.calibration_windows} windows of {args.calibration.name}. Perplexity and KL divergence (nats, "
             f"mean and 99th percentile) over {scored['windows']} windows of {scored['window']} tokens of {args.text.name}, "
