@@ -72,7 +72,7 @@ def markdown(state):
         "Accuracy in % of models whose embedding, linear layers and classifier are all quantized, by the bits of embedding / weights /",
         "activations (E/W/A), with attention's own products `q·kᵀ` and `probabilities·v` left alone and with their operands quantized",
         "to as many bits as activations (`--attention-bits`). An asterisk: McNemar's exact test finds the answers different from full",
-        "precision's at 5 %. Made by `python3 tests/python/results_encoders.py --binary target/release/halfbyte`, which keeps in",
+        "precision's at 5 %. Made by `python3 tests/python/results_encoders.py --published --binary target/release/halfbyte`, which keeps in",
         "`docs/results_encoders.json` what else was measured; the calibration rows and images are none of those measured.", "",
     ]
     for model, how in MODELS.items():

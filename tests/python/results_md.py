@@ -97,8 +97,8 @@ def replace(path, text):
 def write(args, kept, known, others, built_in):
     names = [None, *[r for r in built_in if r in known], *[r for r in known if r and r not in built_in]]
     rows, tasks = [known[n] for n in names], protocol(args)["tasks"]
-    # Rows of this model and protocol whose recipe has changed since are of no use any more.
-    others = [r for r in others if (r["model"], r["protocol"]) != (model_name(args), protocol(args))]
+    # A row of another text of the recipe, as another binary has it, stays until this one's is known.
+    others = [r for r in others if (r["model"], r["protocol"]) != (model_name(args), protocol(args)) or r["quantized"] not in known]
     replace(kept, "".join(json.dumps(row) + "\n" for row in rows + others))
     scored = rows[0]["perplexity"]
     page = [f"# {model_name(args)} with every recipe", "",
