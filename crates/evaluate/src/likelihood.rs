@@ -51,9 +51,10 @@ const HIDDEN_BYTES: usize = 256 << 20;
 /// batches from few tokens.
 const BATCH: usize = if cfg!(test) { 2048 } else { 16_384 };
 
-/// Packs that go through a block side by side, if they have no more rows than [`LONG`].
+/// Packs that go through a block side by side, if they have no more rows than [`SIDE_BY_SIDE`] together: two packs of
+/// [`Sizes::pack`] and a quarter, by which items do not fit.
 const AT_ONCE: usize = 2;
-const LONG: usize = 4096;
+const SIDE_BY_SIDE: usize = 5120;
 
 impl Sizes {
     pub(crate) fn of(model: &Model) -> Self {
@@ -222,17 +223,20 @@ pub(crate) fn states(model: &Model, packs: &[Pack], meter: &mut Meter) -> Result
     let a = &model.architecture;
     let longest = packs.iter().flat_map(|p| p.layout.positions()).max().map_or(0, |p| p + 1);
     let rotary = a.rotary(longest);
-    // Longer ones go one by one, so that two take no more memory than one took.
-    let at_once = if packs.iter().any(|p| p.rows() > LONG) { 1 } else { AT_ONCE };
     let mut hidden = {
         let stem = model.stem()?;
         packs.iter().map(|p| stem.embed_tokens(&p.tokens, &p.layout)).collect::<Result<Vec<_>, _>>()?
     };
     for layer in 0..a.blocks.len() {
         let block = model.block(layer)?;
-        for (states, packs) in hidden.chunks_mut(at_once).zip(packs.chunks(at_once)) {
-            let taken = states.iter_mut().map(std::mem::take).zip(packs).collect();
-            let left = side_by_side(taken, |(state, pack)| block.forward(state, &rotary, &pack.layout));
+        for (states, packs) in hidden.chunks_mut(AT_ONCE).zip(packs.chunks(AT_ONCE)) {
+            let forward = |(state, pack): (Matrix, &Pack)| block.forward(state, &rotary, &pack.layout);
+            let taken = states.iter_mut().map(std::mem::take).zip(packs);
+            // Longer ones one by one, so that two take no more memory than one takes.
+            let left: Vec<Matrix> = match packs.iter().map(Pack::rows).sum::<usize>() > SIDE_BY_SIDE {
+                true => taken.map(forward).collect(),
+                false => side_by_side(taken.collect(), forward),
+            };
             states.iter_mut().zip(left).for_each(|(state, left)| *state = left);
             meter.add(packs.iter().map(|p| p.tokens.len() as u64).sum())?;
         }

@@ -10,14 +10,18 @@ use tracing_subscriber::EnvFilter;
 /// frees, and with an arena for each that took a third more.
 pub(crate) fn keep_freed_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    for (setting, value) in
-        [(libc::M_MMAP_THRESHOLD, 1 << 30), (libc::M_TRIM_THRESHOLD, 1 << 30), (libc::M_ARENA_MAX, 1)]
     {
-        #[allow(unsafe_code)]
-        // SAFETY: sets a number of the allocator, before there are other threads.
-        unsafe {
-            libc::mallopt(setting, value)
+        let set = |setting, value| {
+            #[allow(unsafe_code)]
+            // SAFETY: sets a number of the allocator, before there are other threads.
+            unsafe {
+                libc::mallopt(setting, value) != 0
+            }
         };
+        // Older versions refuse more than half the size of a heap.
+        let _ = set(libc::M_MMAP_THRESHOLD, 1 << 30) || set(libc::M_MMAP_THRESHOLD, 32 << 20);
+        set(libc::M_TRIM_THRESHOLD, 1 << 30);
+        set(libc::M_ARENA_MAX, 1);
     }
 }
 

@@ -67,6 +67,22 @@ fn bits_go_where_they_are_needed_and_the_bound_is_kept() {
 }
 
 #[test]
+fn the_bound_is_that_of_the_blocks_in_a_plan_too() {
+    let scratch = Scratch::new();
+    // Embedding and output layer have 4 bits whatever the blocks' layers get.
+    let options = ["--recipe", "fpq-w4a4", "--calibration-window", "64", "--calibration-windows", "4"];
+    let run = |verb: &str, out: &[&str]| {
+        let mut command = halfbyte();
+        command.arg(verb).arg(scratch.model()).args(options).arg("--calibration").arg(text());
+        finish(command.args(["--max-bits", "5.8", "--json"]).args(out)).json()
+    };
+    let planned = run("plan", &[])["bits_per_weight"].as_f64().unwrap();
+    run("quantize", &["--out", scratch.out().to_str().unwrap()]);
+    let (_, bits, _) = measured(&scratch.out());
+    assert!(bits <= planned && planned < bits + 0.1 && planned < 5.7, "{bits} {planned}");
+}
+
+#[test]
 fn a_bound_that_cannot_be_kept_is_refused() {
     let scratch = Scratch::new();
     let refused = |recipe: &str, bits: &str, needle: &str| {

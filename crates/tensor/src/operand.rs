@@ -267,3 +267,49 @@ impl Operand for Columns<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A processor runs one of the two ways of a bfloat16 product; here both are seen on each.
+    #[test]
+    fn pairs_are_the_rounded_lines_two_by_two() {
+        let (rows, from) = (37, 3);
+        for depth in [1, 2, 7, PIECE, 2 * PIECE + 1, 3 * PIECE + 2] {
+            let values: Vec<f32> = (0..rows * (from + depth))
+                .map(|i| (i as f32 * 0.37).sin() * 1.7f32.powi(i as i32 % 9 - 4))
+                .collect();
+            let turned: Vec<f32> =
+                (0..values.len()).map(|i| values[i % rows * (from + depth) + i / rows]).collect();
+            let (along, across) = (Rows::new(&values, from + depth), Columns::new(&turned, rows, rows));
+            for width in [4, 6, 12, 16, 32] {
+                let panels = rows.div_ceil(width);
+                let packed = |x: &dyn Operand| {
+                    let mut rounded = vec![f32::NAN; panels * width * depth.next_multiple_of(2)];
+                    let mut pairs = vec![u32::MAX; panels * width * depth.div_ceil(2)];
+                    x.pack_rounded(0, rows, from, depth, width, &mut rounded);
+                    x.pack_pairs(0, rows, from, depth, width, &mut pairs);
+                    (rounded, pairs)
+                };
+                let (rounded, pairs) = packed(&along);
+                assert_eq!((&rounded, &pairs), (&packed(&across).0, &packed(&across).1), "{depth} {width}");
+                // The second of a pair comes first in the rounded lines.
+                for (line, both) in pairs.chunks(width).zip(rounded.chunks(2 * width)) {
+                    let (second, first) = both.split_at(width);
+                    for ((pair, first), second) in line.iter().zip(first).zip(second) {
+                        assert_eq!(*pair, first.to_bits() >> 16 | second.to_bits(), "{depth} {width}");
+                    }
+                }
+                let at = |row: usize, column: usize| {
+                    let line = row / width * depth.next_multiple_of(2) + (column ^ 1);
+                    rounded[line * width + row % width]
+                };
+                let expected = |row: usize, column: usize| {
+                    half::bf16::from_f32(values[row * (from + depth) + from + column]).to_f32()
+                };
+                assert!((0..rows).all(|r| (0..depth).all(|c| at(r, c) == expected(r, c))), "{depth} {width}");
+            }
+        }
+    }
+}

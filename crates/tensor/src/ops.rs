@@ -157,7 +157,7 @@ fn largest(x: &[f32]) -> f32 {
     lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |m, &v| larger(m, v))
 }
 
-/// The first index of the largest value, as in numpy and torch; 0 if nothing is a number.
+/// The first index of the largest value, those that are no numbers left out; 0 if nothing is a number.
 #[multiversion(targets("x86_64+avx512f", "x86_64+avx2"))]
 pub fn index_of_largest(x: &[f32]) -> usize {
     let max = largest(x);

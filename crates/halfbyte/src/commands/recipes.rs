@@ -150,7 +150,7 @@ const FIELDS: &[(&str, &str)] = &[
     ("kv_scheme", "of keys and values alone, that is the KV cache, as e4m3fn/channel/dynamic"),
     (
         "transforms",
-        "done to the full-precision network first, as [\"os-plus\", \"pow2\"]: smooth-quant, os-plus, awq, pow2 (docs/transforms.md)",
+        "done to the full-precision network first, as [\"os-plus\", \"pow2\"]: smooth-quant, os-plus, awq, pow2, rotate, hadamard-heads (docs/transforms.md)",
     ),
     ("sample_tokens", "tokens that the search for an input's quantizer looks at"),
     ("seed", "of that sample and of the coverage windows"),

@@ -241,7 +241,8 @@ impl BlockSpec {
         if self.parallel && self.taps.get(tap).is_some_and(waits) { 2 * hidden } else { hidden }
     }
 
-    pub(crate) fn tensors(&self, hidden: usize) -> Vec<(String, Vec<usize>)> {
+    /// Names and shapes of its tensors as checkpoints have them, linear layers last; `hidden` channels in the residual stream.
+    pub fn tensors(&self, hidden: usize) -> Vec<(String, Vec<usize>)> {
         let mut tensors = self.around_attention.tensors(hidden);
         tensors.extend(self.around_mlp.tensors(hidden));
         tensors.extend(self.around_mlp.inside.iter().flat_map(|m| m.tensors(self.inner_channels())));

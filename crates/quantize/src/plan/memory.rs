@@ -6,7 +6,7 @@ use crate::methods::{COMPARED_ROWS, PIECE_BYTES};
 use crate::recipe::{Calibration, First, Method, Rounding, Search};
 use crate::search::HISTOGRAM_BYTES;
 use crate::store::AT_ONCE;
-use crate::transforms::SAMPLE;
+use crate::transforms::{SAMPLE, rewritten};
 use halfbyte_checkpoint::CheckpointError;
 use halfbyte_model::{BlockSpec, Site, StemSpec, Tap};
 
@@ -212,6 +212,7 @@ impl Shape<'_> {
         if before < sites[0].inputs {
             terms.push(("freed activations", self.in_memory(before as u64)));
         }
+        terms.push(("transformed and kept", self.rewritten_bytes(block)));
         if self.recipe.rounding == Rounding::Learned {
             // All layers once more, the block's input, and its output unless that comes last.
             terms.push(("layers to learn from", self.block_weights(block)?));
@@ -219,6 +220,12 @@ impl Shape<'_> {
         }
         self.search_terms(sites, &mut terms);
         Ok(Memory { moment: format!("block {index}, {}", sites[0].kind()), terms })
+    }
+
+    /// What transforms change in a block and no method quantizes, which waits for the codes to be written with them.
+    fn rewritten_bytes(&self, block: &BlockSpec) -> u64 {
+        let tensors = rewritten(block, self.architecture().hidden, self.recipe);
+        tensors.iter().map(|t| 4 * t.elements).sum()
     }
 
     /// The full-precision weights of a block.
@@ -256,6 +263,7 @@ impl Shape<'_> {
             ("process", self.process()),
             ("stored weights", self.block_weights(block)?),
             ("codes", codes),
+            ("transformed and kept", self.rewritten_bytes(block)),
             ("positions and gradients", LEARNED_BYTES * all),
             ("inputs and outputs", self.in_memory(2 * hidden)),
             ("gradient of a window", 4 * self.options.pack as u64 * traced),

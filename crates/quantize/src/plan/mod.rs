@@ -1,6 +1,7 @@
 //! What a run would do, from the headers of a checkpoint alone: layers, sizes, peak memory, time.
 //!
-//! Sizes are exact, since every format of equal bits is stored alike. Memory is a model of the code's largest buffers, and
+//! Sizes are exact, since every format of equal bits is stored alike, but for what transforms may write in f32 or leave as it
+//! is, which is counted. Memory is a model of the code's largest buffers, and
 //! time a count of its operations at a speed measured on this machine; their constants are in the two files.
 
 mod memory;
@@ -18,10 +19,11 @@ use crate::methods::low_rank;
 use crate::output::untied_tensors;
 use crate::recipe::{Method, Recipe};
 use crate::search::ShiftRule;
-use crate::transforms::{self, Rotation};
+use crate::transforms::{self, Rotation, rewritten};
 use halfbyte_checkpoint::{AttentionScheme, CheckpointError, LayerScheme};
 use halfbyte_formats::{Scheme, pack};
 use halfbyte_model::{Architecture, BlockSpec, Input, Model, Site};
+use std::collections::HashSet;
 
 /// What a plan depends on besides model and recipe.
 #[derive(Clone, Copy, Debug)]
@@ -58,7 +60,7 @@ pub struct Plan {
     pub embedding: Option<PlannedSite>,
     /// Blocks whose attention's own products are to be quantized.
     pub attentions: usize,
-    /// Bytes of all tensors of the output, those left alone included.
+    /// Bytes of all tensors of the output, those left alone included; at most, where transforms may change some of these.
     pub output_bytes: u64,
     /// Bytes that the working folder needs beside the output.
     pub working_bytes: u64,
@@ -139,6 +141,10 @@ pub fn plan(model: &Model, recipe: &Recipe, options: PlanOptions) -> Result<Plan
     let a = &model.architecture;
     check_shapes(model, recipe)?;
     let shifts = recipe.method == Method::Fpq && recipe.shifts != ShiftRule::None;
+    let in_blocks: HashSet<&str> =
+        a.blocks.iter().flat_map(|b| &b.taps).flat_map(|t| &t.sites).map(|s| s.name.as_str()).collect();
+    // Bits are allocated to the blocks' layers; schemes are chosen for all layers.
+    let bounded = |name: &str| recipe.max_bits.filter(|_| !recipe.allocates() || in_blocks.contains(name));
     let planned = |site: &Site| {
         (!recipe.leaves(site)).then(|| match recipe.layer_scheme(&site.name) {
             // What will be chosen is not known from the headers: the largest.
@@ -150,7 +156,7 @@ pub fn plan(model: &Model, recipe: &Recipe, options: PlanOptions) -> Result<Plan
             Some(scheme) => PlannedSite::of_scheme(site, scheme),
             None => {
                 // What will be allocated is not known from the headers: the largest.
-                let (weight, input) = match recipe.max_bits {
+                let (weight, input) = match bounded(&site.name) {
                     Some(_) => (8, if recipe.activation_bits < 16 { 8 } else { 16 }),
                     None => recipe.bits_of(&site.name),
                 };
@@ -169,8 +175,18 @@ pub fn plan(model: &Model, recipe: &Recipe, options: PlanOptions) -> Result<Plan
 
     let all = || embedding.iter().chain(&sites);
     let elements: u64 = all().map(PlannedSite::elements).sum();
-    let mut bits: u64 = all().map(PlannedSite::bits).sum();
-    let mut coded_bytes: u64 = all().map(|s| s.bytes).sum();
+    // Of these layers: bits and bytes, under the bound if there is one.
+    let stored = |sites: &[&PlannedSite], most: Option<f32>| -> (u64, u64) {
+        let bits = sites.iter().map(|s| s.bits()).sum();
+        let bytes = sites.iter().map(|s| s.bytes).sum();
+        let Some(most) = most else { return (bits, bytes) };
+        let most = f64::from(most) * sites.iter().map(|s| s.elements()).sum::<u64>() as f64;
+        (bits.min(most as u64), bytes.min((most as u64).div_ceil(8)))
+    };
+    let (under, free): (Vec<_>, Vec<_>) = all().partition(|s| bounded(&s.name).is_some());
+    let ((bounded_bits, bounded_bytes), (free_bits, free_bytes)) =
+        (stored(&under, recipe.max_bits), stored(&free, None));
+    let bits = bounded_bits + free_bits;
     let attentions =
         || a.blocks.iter().filter_map(|b| Some((b, recipe.attention_scheme(b.attention_name())?)));
     let operand_bytes = |(block, scheme): (&BlockSpec, AttentionScheme)| {
@@ -178,18 +194,29 @@ pub fn plan(model: &Model, recipe: &Recipe, options: PlanOptions) -> Result<Plan
         tensors.iter().filter_map(|t| t.dtype.byte_len(&t.shape)).sum::<u64>()
     };
     let operand_bytes: u64 = attentions().map(operand_bytes).sum();
-    if let Some(most) = recipe.max_bits {
-        let most = (f64::from(most) * elements as f64) as u64;
-        (bits, coded_bytes) = (bits.min(most), coded_bytes.min(most.div_ceil(8)));
-    }
-    coded_bytes += operand_bytes;
+    let coded_bytes = bounded_bytes + free_bytes + operand_bytes;
     let rotated = Rotation::of(a, recipe)?.is_some();
     let shape = Shape { model, recipe, options, rotated };
+    let (mut rewritten_bytes, mut more_bytes) = (0, 0);
+    for block in &a.blocks {
+        for tensor in rewritten(block, a.hidden, recipe) {
+            let before = match tensor.stored {
+                true => model.checkpoint.find(&model.stored_name(&tensor.name))?.bytes,
+                false => 0,
+            };
+            rewritten_bytes += 4 * tensor.elements;
+            more_bytes += (4 * tensor.elements).saturating_sub(before);
+        }
+    }
     let states = 2 * shape.state_bytes();
     let spilled = if shape.spills() { shape.activation_bytes() } else { 0 };
     Ok(Plan {
-        output_bytes: coded_bytes + copied_bytes(model, &sites, embedding.is_some(), rotated)?,
-        working_bytes: if recipe.needs_calibration() { coded_bytes + states + spilled } else { 0 },
+        output_bytes: coded_bytes + more_bytes + copied_bytes(model, &sites, embedding.is_some(), rotated)?,
+        working_bytes: if recipe.needs_calibration() {
+            coded_bytes + rewritten_bytes + states + spilled
+        } else {
+            0
+        },
         bits_per_weight: bits as f64 / elements.max(1) as f64,
         memory: shape.memory(embedding.is_some())?,
         work: shape.work(embedding.is_some()),
@@ -231,8 +258,7 @@ fn copied_bytes(
 ) -> Result<u64, QuantizeError> {
     let (a, source) = (&model.architecture, &model.checkpoint);
     let bytes = |tensor: &str| Ok::<u64, CheckpointError>(source.find(tensor)?.bytes);
-    let coded: std::collections::HashSet<&str> =
-        sites.iter().filter(|s| s.coded()).map(|s| s.name.as_str()).collect();
+    let coded: HashSet<&str> = sites.iter().filter(|s| s.coded()).map(|s| s.name.as_str()).collect();
     let is_coded = |tensor: &str| {
         tensor.strip_suffix(".weight").is_some_and(|n| coded.contains(n))
             || (embedding_coded && tensor == a.embedding().weight())

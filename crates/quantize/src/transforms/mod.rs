@@ -29,7 +29,7 @@ use crate::recipe::Recipe;
 use crate::store::Store;
 use crate::stream::Surroundings;
 use fold::{Change, Joint};
-use halfbyte_model::{Architecture, Block, BlockSpec, Producer, Tap, TapKind};
+use halfbyte_model::{Architecture, Block, BlockSpec, Producer, Site, Tap, TapKind};
 pub(crate) use rotate::Rotation;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -59,7 +59,7 @@ pub enum TransformKind {
     },
     /// Outlier Suppression+.
     OsPlus {
-        /// Thresholds that are tried.
+        /// Thresholds of the grid; the search tries those near the best of a coarser one.
         steps: usize,
         /// Whether channels are centred where the network has the biases for it.
         shift: bool,
@@ -196,6 +196,58 @@ pub(crate) fn check_shapes(architecture: &Architecture, recipe: &Recipe) -> Resu
     Ok(())
 }
 
+/// A tensor that is not quantized and that transforms may write, in f32.
+pub(crate) struct Rewritten {
+    /// The name that the architecture has for it.
+    pub(crate) name: String,
+    /// Its values.
+    pub(crate) elements: u64,
+    /// Whether the checkpoint has it, as it has no migrations.
+    pub(crate) stored: bool,
+}
+
+/// The tensors of a block that transforms may write beside codes: all that they can reach, of which a search may leave some
+/// alone.
+pub(crate) fn rewritten(spec: &BlockSpec, hidden: usize, recipe: &Recipe) -> Vec<Rewritten> {
+    if recipe.transforms.is_empty() {
+        return Vec::new();
+    }
+    let taps = 0..spec.taps.len();
+    let folds = |t: &Transform, tap| {
+        Joint::of(spec, tap, t.migrate).ok().filter(|_| t.wants(spec, tap, recipe)).map(|joint| joint.into)
+    };
+    let reached = |tap: usize, site: &Site| {
+        recipe.transforms.iter().any(|t| match t.kind {
+            TransformKind::Rotate { .. } => true,
+            TransformKind::HadamardHeads { .. } => {
+                matches!(spec.taps[tap].kind, TapKind::AttentionInput | TapKind::AttentionOutput)
+            }
+            _ => {
+                folds(t, tap).is_some()
+                    || taps.clone().any(|r| folds(t, r).is_some_and(|into| into == site.name))
+            }
+        })
+    };
+    let coded = |site: &Site| recipe.bits_of(&site.name).0 < 16 && !recipe.keeps(site);
+    let sites = || taps.clone().flat_map(|tap| spec.taps[tap].sites.iter().map(move |s| (tap, s)));
+    let left: BTreeSet<String> =
+        sites().filter(|(tap, s)| coded(s) || !reached(*tap, s)).map(|(_, s)| s.weight()).collect();
+    let of = |(name, shape): (String, Vec<usize>), stored| {
+        let elements = shape.iter().product::<usize>() as u64;
+        Rewritten { name, elements, stored }
+    };
+    let own = spec.tensors(hidden).into_iter().filter(|(name, _)| !left.contains(name));
+    let own: Vec<Rewritten> = own.map(|t| of(t, true)).collect();
+    let migrations =
+        taps.clone().filter(|&tap| recipe.transforms.iter().any(|t| t.migrates(spec, tap, recipe)));
+    let migrations = migrations.filter_map(|tap| {
+        Some(
+            spec.migration(tap)?.tensors(spec.taps[tap].channels()).map(|t| of(t, false)).collect::<Vec<_>>(),
+        )
+    });
+    own.into_iter().chain(migrations.flatten()).collect()
+}
+
 impl Recipe {
     /// The first of its transforms that may keep factors beside layers of this network, where no other engine's files have a place
     /// for them.
@@ -273,7 +325,7 @@ impl Transform {
         let Tap { kind, sites } = &spec.taps[tap];
         let at_norm = *kind != TapKind::MlpInner
             && matches!(spec.producer(tap), Producer::Norm(_) | Producer::Residual(_));
-        let quantized = sites.iter().any(|s| !recipe.keeps(s));
+        let quantized = sites.iter().any(|s| !recipe.leaves(s));
         self.looks_at_inputs() && *kind != TapKind::Head && quantized && (self.taps == Taps::All || at_norm)
     }
 

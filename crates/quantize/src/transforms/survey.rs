@@ -33,7 +33,8 @@ impl Survey {
     }
 }
 
-/// Surveys every tap of a block for its input `hidden`, which stays. Memory for the packs that are worked on side by side, beside the samples.
+/// Surveys every tap of a block for its input `hidden`, which stays. Memory for the packs that are worked on side by side,
+/// beside the samples.
 pub(crate) fn survey(
     block: &Block,
     hidden: &Store,

@@ -8,7 +8,7 @@ use std::str::FromStr;
 /// All names with what their settings are, for help and complaints.
 pub const TRANSFORMS: [(&str, &str); 6] = [
     ("smooth-quant", "alpha=0 to 1, or alpha=search; default 0.5"),
-    ("os-plus", "steps=thresholds tried, default 100; shift=true|false, default true"),
+    ("os-plus", "steps=thresholds of the grid, default 100; shift=true|false, default true"),
     ("awq", ""),
     ("pow2", ""),
     ("rotate", "block=channels that are mixed, default all"),
