@@ -4,9 +4,9 @@
 
 Quantizes to --work/RECIPE (what is finished there is not done again), then runs `halfbyte compare` of the original and a few
 recipes at a time. Figures are kept in a file _recipes.jsonl beside the page, a line for a model, and what is there in the same
-protocol, under the same --name and for a recipe of the same text, is not measured again: a recipe takes about eight minutes on two cores. --again measures
-it all the same, --recipes says which recipes and in which order; the page has all that are known, in the order of `halfbyte
-recipes`. Needs the assets (HALFBYTE_ASSETS, default ../shared) and nothing beyond the standard library. Stopped at any moment, the
+protocol, under the same --name and for a recipe of the same text, is not measured again: a recipe takes about eight minutes on
+two cores. --again measures it all the same, --recipes says which recipes and in which order; the page has all that are known, in
+the order of `halfbyte recipes`. Needs the assets (HALFBYTE_ASSETS, default ../shared) and nothing beyond the standard library. Stopped at any moment, the
 same command goes on where it was. Text of the page below a line "<!-- notes -->" is kept.
 """
 import hashlib

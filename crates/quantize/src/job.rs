@@ -370,10 +370,8 @@ impl Run<'_> {
 
     /// The tensors that transforms changed and that are not quantized.
     fn kept_tensors(&self, block: &Block, changed: &BTreeSet<String>) -> Vec<(TensorSpec, Vec<u8>)> {
-        let recipe = self.job.recipe;
-        let coded = |site: &Site| recipe.bits_of(&site.name).0 < 16 && !recipe.keeps(site);
         let sites = block.spec.taps.iter().flat_map(|t| &t.sites);
-        let coded: BTreeSet<String> = sites.filter(|s| coded(s)).map(Site::weight).collect();
+        let coded: BTreeSet<String> = sites.filter(|s| self.job.recipe.codes(s)).map(Site::weight).collect();
         tensors_of(self.job.model, block, &changed.difference(&coded).cloned().collect())
     }
 

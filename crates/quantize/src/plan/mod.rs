@@ -1,8 +1,8 @@
 //! What a run would do, from the headers of a checkpoint alone: layers, sizes, peak memory, time.
 //!
 //! Sizes are exact, since every format of equal bits is stored alike, but for what transforms may write in f32 or leave as it
-//! is, which is counted. Memory is a model of the code's largest buffers, and
-//! time a count of its operations at a speed measured on this machine; their constants are in the two files.
+//! is, which is counted. Memory is a model of the code's largest buffers, and time a count of its operations at a speed measured
+//! on this machine; their constants are in the two files.
 
 mod memory;
 mod work;

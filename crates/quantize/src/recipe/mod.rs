@@ -363,6 +363,11 @@ impl Recipe {
         self.max_bits.is_some() && self.method != Method::Scheme
     }
 
+    /// Whether the weight of this linear layer becomes codes.
+    pub(crate) fn codes(&self, site: &Site) -> bool {
+        self.bits_of(&site.name).0 < 16 && !self.keeps(site)
+    }
+
     /// Whether this linear layer is not quantized.
     pub(crate) fn leaves(&self, site: &Site) -> bool {
         self.keeps(site) || self.bits_of(&site.name) == (16, 16)

@@ -12,6 +12,7 @@ mod heads;
 mod orthogonal;
 mod os_plus;
 mod pow2;
+mod reach;
 mod rewrite;
 mod rotate;
 mod smooth_quant;
@@ -20,6 +21,7 @@ mod text;
 mod trial;
 
 pub use assumed::Assumed;
+pub(crate) use reach::rewritten;
 pub(crate) use rewrite::tensors_of;
 pub use rewrite::{StoredAs, TransformJob, TransformReport, transform_checkpoint};
 pub use text::TRANSFORMS;
@@ -29,7 +31,7 @@ use crate::recipe::Recipe;
 use crate::store::Store;
 use crate::stream::Surroundings;
 use fold::{Change, Joint};
-use halfbyte_model::{Architecture, Block, BlockSpec, Producer, Site, Tap, TapKind};
+use halfbyte_model::{Architecture, Block, BlockSpec, Producer, Tap, TapKind};
 pub(crate) use rotate::Rotation;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -194,58 +196,6 @@ pub(crate) fn check_shapes(architecture: &Architecture, recipe: &Recipe) -> Resu
         }
     }
     Ok(())
-}
-
-/// A tensor that is not quantized and that transforms may write, in f32.
-pub(crate) struct Rewritten {
-    /// The name that the architecture has for it.
-    pub(crate) name: String,
-    /// Its values.
-    pub(crate) elements: u64,
-    /// Whether the checkpoint has it, as it has no migrations.
-    pub(crate) stored: bool,
-}
-
-/// The tensors of a block that transforms may write beside codes: all that they can reach, of which a search may leave some
-/// alone.
-pub(crate) fn rewritten(spec: &BlockSpec, hidden: usize, recipe: &Recipe) -> Vec<Rewritten> {
-    if recipe.transforms.is_empty() {
-        return Vec::new();
-    }
-    let taps = 0..spec.taps.len();
-    let folds = |t: &Transform, tap| {
-        Joint::of(spec, tap, t.migrate).ok().filter(|_| t.wants(spec, tap, recipe)).map(|joint| joint.into)
-    };
-    let reached = |tap: usize, site: &Site| {
-        recipe.transforms.iter().any(|t| match t.kind {
-            TransformKind::Rotate { .. } => true,
-            TransformKind::HadamardHeads { .. } => {
-                matches!(spec.taps[tap].kind, TapKind::AttentionInput | TapKind::AttentionOutput)
-            }
-            _ => {
-                folds(t, tap).is_some()
-                    || taps.clone().any(|r| folds(t, r).is_some_and(|into| into == site.name))
-            }
-        })
-    };
-    let coded = |site: &Site| recipe.bits_of(&site.name).0 < 16 && !recipe.keeps(site);
-    let sites = || taps.clone().flat_map(|tap| spec.taps[tap].sites.iter().map(move |s| (tap, s)));
-    let left: BTreeSet<String> =
-        sites().filter(|(tap, s)| coded(s) || !reached(*tap, s)).map(|(_, s)| s.weight()).collect();
-    let of = |(name, shape): (String, Vec<usize>), stored| {
-        let elements = shape.iter().product::<usize>() as u64;
-        Rewritten { name, elements, stored }
-    };
-    let own = spec.tensors(hidden).into_iter().filter(|(name, _)| !left.contains(name));
-    let own: Vec<Rewritten> = own.map(|t| of(t, true)).collect();
-    let migrations =
-        taps.clone().filter(|&tap| recipe.transforms.iter().any(|t| t.migrates(spec, tap, recipe)));
-    let migrations = migrations.filter_map(|tap| {
-        Some(
-            spec.migration(tap)?.tensors(spec.taps[tap].channels()).map(|t| of(t, false)).collect::<Vec<_>>(),
-        )
-    });
-    own.into_iter().chain(migrations.flatten()).collect()
 }
 
 impl Recipe {
