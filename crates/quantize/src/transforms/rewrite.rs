@@ -6,7 +6,7 @@ use crate::inputs::Packs;
 use crate::job::{Progress, check_finite, id_of, partial_dir, place};
 use crate::journal::{Journal, RunId};
 use crate::output::{begin_folder, copy_companions, finish_folder, json, untied_tensors};
-use crate::store::{Place, Store};
+use crate::store::{Place, Store, windows_side_by_side};
 use crate::stream::{Surroundings, embed};
 use crate::{QuantizeError, Recipe};
 use half::{bf16, f16};
@@ -294,13 +294,18 @@ pub(crate) fn tensors_of(
     changed.iter().filter_map(stored).collect()
 }
 
-/// The block's output for its input.
-fn forward(block: &Block, mut hidden: Store, around: &Surroundings) -> Result<Store, QuantizeError> {
-    let mut next = Store::new(around.place, hidden.channels(), hidden.rows())?;
-    for i in 0..hidden.windows() {
-        next.put(i, block.forward(hidden.take(i)?, around.rotary, &around.layouts[i]))?;
-    }
-    Ok(next)
+/// The block's output for its input, whose windows make room as they go.
+fn forward(block: &Block, hidden: Store, around: &Surroundings) -> Result<Store, QuantizeError> {
+    let next = Store::new(around.place, hidden.channels(), hidden.rows())?;
+    let (windows, mut stores) = (hidden.windows(), (hidden, next));
+    windows_side_by_side(
+        &mut stores,
+        windows,
+        |(hidden, _), i| hidden.take(i),
+        |i, window| block.forward(window, around.rotary, &around.layouts[i]),
+        |(_, next), i, window| next.put(i, window),
+    )?;
+    Ok(stores.1)
 }
 
 fn is_float(dtype: Dtype) -> bool {
