@@ -2,16 +2,17 @@
 
     python3 tests/python/methods_md.py --model target/smollm2 --work target/methods --group nvfp4
 
-Writes a recipe file for every method of the group, runs `halfbyte ablate` over them (what is finished is not done again) and puts
-its table between the group's marks below the line "<!-- notes -->" of the page, which results_md.py keeps; figures are in a file
-_GROUP.json beside it. Linear layers alone are quantized. Each method is alone on the group's format with scales of the largest
+Writes a recipe file for every method of the group, runs `halfbyte ablate` over each (what is finished is not done again) and puts
+a table between the group's marks below the line "<!-- notes -->" of the page, which results_md.py keeps. Figures are kept in a
+file _GROUP.json beside it, and what is there in the same protocol, with as many seeds and for a recipe of the same text, is not
+measured again. Linear layers alone are quantized. Each method is alone on the group's format with scales of the largest
 magnitude, which is the first row; the last rows are stacks. Needs the assets (HALFBYTE_ASSETS, default ../shared) and nothing
-beyond the standard library. A group on SmolLM2 takes more than an hour on two cores.
+beyond the standard library. A run of a method takes about five minutes on two cores, of learned rounding about twenty.
 """
 import json
 import re
 
-from results_page import NOTES, calibration, measurement, model_name, parser, run, run_json
+from results_page import NOTES, calibration, digest, measurement, model_name, parser, protocol, replace, run, run_json
 
 # Of every group: what it is, and the schemes of weights and inputs.
 GROUPS = {
@@ -54,22 +55,19 @@ def written(text, settings):
 
 
 def recipes(args):
-    """Recipe files of the group, and for each whether a seed changes anything."""
+    """Of every recipe of the group its name, its file, what tells its text from others, and whether a seed changes anything."""
     _, weight, inputs = GROUPS[args.group]
     folder = args.work / "recipes"
     folder.mkdir(parents=True, exist_ok=True)
     plain = run(args.binary, "recipes", "nvfp4-w4a4")
     base = {"weight_scheme": weight, "input_scheme": inputs, "scales": "absmax", "products": "bf16"}
-    wanted = [(name, plain, base | settings, seeded) for name, settings, seeded in METHODS]
-    wanted += [(name, run(args.binary, "recipes", name), {}, True) for name in STACKS[args.group]]
-    chosen = []
-    for name, text, settings, seeded in wanted:
-        if args.methods and name not in args.methods.split(","):
-            continue
+    every = [(name, plain, base | settings, seeded) for name, settings, seeded in METHODS]
+    every += [(name, run(args.binary, "recipes", name), {}, True) for name in STACKS[args.group]]
+    for name, text, settings, seeded in every:
         path = folder / f"{args.group}-{name}.toml"
-        path.write_text(written(text, settings | {"name": name, "keep": ["lm_head", "embedding"]}))
-        chosen.append((path, seeded))
-    return chosen
+        text = written(text, settings | {"name": name, "keep": ["lm_head", "embedding"]})
+        path.write_text(text)
+        yield name, path, digest(text), seeded
 
 
 def spread(runs, value, scale, digits):
@@ -106,26 +104,40 @@ def table(original, found):
 def main():
     options = parser(__doc__, work="target/methods", limit=100)
     options.add_argument("--group", choices=GROUPS, required=True)
-    options.add_argument("--methods", help="separated by commas [default: all of the group]")
+    options.add_argument("--methods", help="which to measure, separated by commas [default: all of the group]")
     options.add_argument("--seeds", type=int, default=3)
     args = options.parse_args()
-    found = []
-    for path, seeded in recipes(args):
+    kept = args.out.with_name(f"{args.out.stem}_{args.group}.json")
+    old = json.loads(kept.read_text()) if kept.exists() else {}
+    if (old.get("model"), old.get("protocol")) != (model_name(args), protocol(args)):
+        old = {"original": None, "recipes": []}
+    every = list(recipes(args))
+    texts = {name: text for name, _, text, _ in every}
+    known = {r["recipe"]: r for r in old["recipes"] if texts.get(r["recipe"]) == r["recipe_sha256"]}
+    original, names = old["original"], args.methods.split(",") if args.methods else list(texts)
+    for name, path, text, seeded in every:
+        seeds = args.seeds if seeded else 1
+        if name not in names or len(known.get(name, {"runs": []})["runs"]) >= seeds:
+            continue
         # One recipe after the other, so that the page grows.
-        done = run_json(args.binary, "ablate", args.model, "--recipes", path, "--seeds", args.seeds if seeded else 1,
+        done = run_json(args.binary, "ablate", args.model, "--recipes", path, "--seeds", seeds,
                         "--out", args.work / path.stem, *calibration(args), *measurement(args))
-        found.append(done["recipes"][0])
-        write(args, done["original"], found)
+        original, runs = done["original"], done["recipes"][0]["runs"]
+        runs = [{k: v for k, v in r.items() if k != "folder"} for r in runs]
+        known[name] = {"recipe": name, "recipe_sha256": text, "runs": runs}
+        write(args, kept, original, [known[n] for n in texts if n in known])
+    if known:
+        write(args, kept, original, [known[n] for n in texts if n in known])
 
 
-def write(args, original, found):
+def write(args, kept, original, found):
     name = model_name(args)
-    tasks = len(args.tasks.split(",")) if args.tasks else 0
+    tasks = protocol(args)["tasks"]
     text = [f"## {name}, methods alone and stacked: {GROUPS[args.group][0]}", "",
             f"Made by `python3 tests/python/methods_md.py --group {args.group}`. Linear layers; {args.calibration_windows} windows of 512 "
             f"tokens of {args.calibration.name}, others for each seed; perplexity and mean KL divergence over {args.windows} windows of "
             f"{args.window} tokens of {args.text.name}"
-            + (f"; mean accuracy of {tasks} tasks, {args.limit} rows each" if tasks else "")
+            + (f"; mean accuracy of {len(tasks)} tasks, {args.limit} rows each" if tasks else "")
             + f"; {args.products} products; ± the standard deviation of a seed. Seconds of the quantization, on a machine that did other work too.",
             "", *table(original, found)]
     begin, end = f"<!-- methods {args.group} -->", f"<!-- end of methods {args.group} -->"
@@ -138,12 +150,10 @@ def write(args, original, found):
         page = head + section + rest.split(end, 1)[1]
     else:
         page = page.rstrip("\n") + "\n\n" + section + "\n"
-    args.out.write_text(page)
-    for recipe in found:
-        recipe["runs"] = [{k: v for k, v in r.items() if k != "folder"} for r in recipe["runs"]]
-    lines = json.dumps({"model": name, "original": original, "recipes": found}, indent=1)
-    args.out.with_name(f"{args.out.stem}_{args.group}.json").write_text(lines + "\n")
-    print(f"wrote {args.out} with {len(found)} methods", flush=True)
+    lines = {"model": name, "protocol": protocol(args), "original": original, "recipes": found}
+    replace(kept, json.dumps(lines, indent=1) + "\n")
+    replace(args.out, page)
+    print(f"wrote {args.out} with {len(found)} of {len(METHODS) + len(STACKS[args.group])} methods", flush=True)
 
 
 if __name__ == "__main__":

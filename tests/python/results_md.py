@@ -9,10 +9,9 @@ two cores. --again measures it all the same, --recipes says which recipes and in
 the order of `halfbyte recipes`. Needs the assets (HALFBYTE_ASSETS, default ../shared) and nothing beyond the standard library. Stopped at any moment, the
 same command goes on where it was. Text of the page below a line "<!-- notes -->" is kept.
 """
-import hashlib
 import json
 
-from results_page import NOTES, calibration, measurement, model_name, parser, run, run_json
+from results_page import NOTES, calibration, digest, measurement, model_name, parser, protocol, replace, run, run_json
 
 
 def cell(value, form):
@@ -38,17 +37,6 @@ def table(models, names, tasks):
                  "–" if not d else f"{100 * d['same_top1']:.1f} %", *[task_cell(model["tasks"][t]) for t in tasks], *mean]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
-
-
-def digest(text):
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def protocol(args):
-    """All that figures depend on beside the model and the recipe."""
-    return {"calibration": args.calibration.name, "calibration_windows": args.calibration_windows, "text": args.text.name,
-            "window": args.window, "windows": args.windows, "tasks": [t for t in args.tasks.split(",") if t],
-            "limit": args.limit, "products": args.products}
 
 
 def main():
@@ -85,13 +73,6 @@ def main():
         write(args, kept, known, others, built_in)
     if known:
         write(args, kept, known, others, built_in)
-
-
-def replace(path, text):
-    """Writes a file whole or not at all."""
-    new = path.with_name(path.name + ".new")
-    new.write_text(text)
-    new.replace(path)
 
 
 def write(args, kept, known, others, built_in):

@@ -1,5 +1,6 @@
 """What the scripts that write docs/results.md share: the page's parts, the options of a measurement, running the binary."""
 import argparse
+import hashlib
 import json
 import os
 import pathlib
@@ -60,3 +61,21 @@ def measurement(args):
     if args.tasks:
         options += ["--tasks", args.tasks, "--task-dir", args.task_dir, "--limit", args.limit]
     return options
+
+
+def digest(text):
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def protocol(args):
+    """All that figures depend on beside the model and the recipe."""
+    return {"calibration": args.calibration.name, "calibration_windows": args.calibration_windows, "text": args.text.name,
+            "window": args.window, "windows": args.windows, "tasks": [t for t in args.tasks.split(",") if t],
+            "limit": args.limit, "products": args.products}
+
+
+def replace(path, text):
+    """Writes a file whole or not at all."""
+    new = path.with_name(path.name + ".new")
+    new.write_text(text)
+    new.replace(path)
