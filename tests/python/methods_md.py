@@ -85,9 +85,9 @@ def table(original, found):
     mean = lambda runs: sum(r["perplexity"] for r in runs) / len(runs)
     gap = mean(found[0]["runs"]) - original["perplexity"]
     alone = [name for name, _, _ in METHODS]
-    lines = ["| method | seeds | bits | perplexity | of the first row's loss | KLD | same top-1, % | task mean, % | seconds |",
-             "|---" * 9 + "|",
-             f"| full precision | | | {original['perplexity']:.2f} | | | | {spread([original], lambda r: r['accuracy'], 100, 1)} | |"]
+    lines = ["| method | seeds | bits | perplexity | of the first row's loss | KLD | same top-1, % | task mean, % |",
+             "|---" * 8 + "|",
+             f"| full precision | | | {original['perplexity']:.2f} | | | | {spread([original], lambda r: r['accuracy'], 100, 1)} |"]
     for recipe in found:
         runs = recipe["runs"]
         less = 100 * (mean(found[0]["runs"]) - mean(runs)) / gap
@@ -95,8 +95,7 @@ def table(original, found):
         name = recipe["recipe"]
         cells = [name if name in alone else f"`{name}`", str(len(runs)), f"{runs[0]['bits_per_weight']:.2f}",
                  spread(runs, lambda r: r["perplexity"], 1, 2), left, spread(runs, lambda r: r["divergence"], 1, 3),
-                 spread(runs, lambda r: r["same_top1"], 100, 1), spread(runs, lambda r: r["accuracy"], 100, 1),
-                 spread(runs, lambda r: r["seconds"], 1, 0)]
+                 spread(runs, lambda r: r["same_top1"], 100, 1), spread(runs, lambda r: r["accuracy"], 100, 1)]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
@@ -138,7 +137,7 @@ def write(args, kept, original, found):
             f"tokens of {args.calibration.name}, others for each seed; perplexity and mean KL divergence over {args.windows} windows of "
             f"{args.window} tokens of {args.text.name}"
             + (f"; mean accuracy of {len(tasks)} tasks, {args.limit} rows each" if tasks else "")
-            + f"; {args.products} products; ± the standard deviation of a seed. Seconds of the quantization, on a machine that did other work too.",
+            + f"; {args.products} products; ± the standard deviation of a seed. What each costs is in docs/performance.md.",
             "", *table(original, found)]
     begin, end = f"<!-- methods {args.group} -->", f"<!-- end of methods {args.group} -->"
     section = "\n".join([begin, "", *text, "", end])
