@@ -113,7 +113,9 @@ def main():
     every = list(recipes(args))
     texts = {name: text for name, _, text, _ in every}
     known = {r["recipe"]: r for r in old["recipes"] if texts.get(r["recipe"]) == r["recipe_sha256"]}
-    original, names = old["original"], args.methods.split(",") if args.methods else list(texts)
+    original = old["original"]
+    names = args.methods.split(",") if args.methods else list(texts)
+    page = lambda: write(args, kept, original, [known[n] for n in texts if n in known])
     for name, path, text, seeded in every:
         seeds = args.seeds if seeded else 1
         if name not in names or len(known.get(name, {"runs": []})["runs"]) >= seeds:
@@ -124,9 +126,9 @@ def main():
         original, runs = done["original"], done["recipes"][0]["runs"]
         runs = [{k: v for k, v in r.items() if k != "folder"} for r in runs]
         known[name] = {"recipe": name, "recipe_sha256": text, "runs": runs}
-        write(args, kept, original, [known[n] for n in texts if n in known])
+        page()
     if known:
-        write(args, kept, original, [known[n] for n in texts if n in known])
+        page()
 
 
 def write(args, kept, original, found):
