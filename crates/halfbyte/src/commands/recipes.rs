@@ -110,6 +110,10 @@ const FIELDS: &[(&str, &str)] = &[
     ),
     ("shifts", "pre-shifted exponent biases: none, maximum (published) or error"),
     ("max_shift", "largest shift that shifts = \"error\" may choose; maximum always stops at 2^E - 1"),
+    (
+        "headroom",
+        "with shifts = \"error\": times a channel's largest magnitude, a value that its scale is to have room for; 0 for none",
+    ),
     ("share_input", "one input quantizer for the layers that share an input (q/k/v, gate/up)"),
     ("correct", "first correct the weights for the error of their quantized inputs"),
     (

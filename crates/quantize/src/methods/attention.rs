@@ -10,7 +10,7 @@ use super::block_scale::fixed_quantizer;
 use crate::QuantizeError;
 use crate::clock::{Phase, timed};
 use crate::recipe::{Method, Recipe};
-use crate::search::{Exactness, InputProblem, ProbabilityHistogram, ShiftRule, search_input};
+use crate::search::{Exactness, InputProblem, ProbabilityHistogram, ShiftRule, Tail, search_input};
 use crate::store::Store;
 use crate::tap::{Sample, TapInputs};
 use halfbyte_checkpoint::StoredAttention;
@@ -175,6 +175,7 @@ fn operand(
         token_weights: sample.weights.as_deref(),
         channel_max,
         max_shift: recipe.max_shift,
+        tail: Tail::new(recipe.headroom(recipe.attention_bits), sample.weights.as_deref(), sample.tokens),
     };
     let rule = if recipe.method == Method::Fpq { recipe.shifts } else { ShiftRule::None };
     let elements = recipe.elements(recipe.attention_bits);

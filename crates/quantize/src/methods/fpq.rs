@@ -9,7 +9,7 @@ use crate::QuantizeError;
 use crate::clock::{Phase, timed};
 use crate::recipe::{First, Recipe, Search};
 use crate::search::{
-    InputProblem, RowChoice, ShiftRule, WeightProblem, direct, search_input, search_weight,
+    InputProblem, RowChoice, ShiftRule, Tail, WeightProblem, direct, search_input, search_weight,
     search_weight_by_columns,
 };
 use crate::tap::{Moments, Sample, TapInputs, scale_rows};
@@ -96,6 +96,11 @@ impl GroupSearch<'_> {
             token_weights: self.sample.weights.as_deref(),
             channel_max: self.channel_max,
             max_shift: recipe.max_shift,
+            tail: Tail::new(
+                recipe.headroom(recipe.activation_bits),
+                self.sample.weights.as_deref(),
+                self.sample.tokens,
+            ),
         };
         let best = if recipe.search == Search::Direct {
             let candidates = |element| problem.candidates(element, &recipe.activation_grid, recipe.shifts);

@@ -78,6 +78,9 @@ impl Recipe {
         if self.max_shift > 31 {
             return wrong("max_shift", format!("{} is more than 31", self.max_shift));
         }
+        if let Some(headroom) = self.headroom.filter(|h| !(0.0..=16.0).contains(h)) {
+            return wrong("headroom", format!("{headroom} is not between 0 and 16"));
+        }
         if self.sample_tokens == 0 || self.finalists == 0 {
             return wrong("sample_tokens", "and finalists must be at least 1".into());
         }

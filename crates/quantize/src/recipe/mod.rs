@@ -233,6 +233,11 @@ pub struct Recipe {
     pub shifts: ShiftRule,
     /// Largest shift that `shifts = "error"` may choose; the published rule always stops at `2^E − 1`.
     pub max_shift: u8,
+    /// With `shifts = "error"`: the search for an input's quantizer looks at one more token, which has this many times the largest
+    /// magnitude in every channel, so that scales leave room for what the text does not show; 0 for none. Left out, 4 for
+    /// inputs of 8 bits, which can afford it, and none for fewer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub headroom: Option<f32>,
     /// Whether the layers that share an input (q/k/v, gate/up) also share its quantizer.
     pub share_input: bool,
     /// Whether the weights are first corrected for the error of their quantized inputs (see `methods::correct`).
@@ -299,6 +304,7 @@ impl Default for Recipe {
             token_weights: true,
             shifts: ShiftRule::Error,
             max_shift: 15,
+            headroom: None,
             share_input: true,
             correct: true,
             feedback: true,
@@ -322,6 +328,16 @@ impl Default for Recipe {
 }
 
 impl Recipe {
+    /// `headroom` of inputs of so many bits; 0 where shifts are not chosen by error. SmolLM2 in 8 bits, linear layers, 8×512 tokens,
+    /// KL divergence on 4 windows of another text: .081 with none, .016 with 2, .007 with 4 and without any shifts.
+    pub(crate) fn headroom(&self, bits: u32) -> f32 {
+        let left_out = if bits == 8 { 4.0 } else { 0.0 };
+        match (self.method, self.shifts) {
+            (Method::Fpq, ShiftRule::Error) => self.headroom.unwrap_or(left_out),
+            _ => 0.0,
+        }
+    }
+
     /// Whether weights are rounded by the factor of their inputs' Gram matrix.
     pub fn uses_factor(&self) -> bool {
         self.correct || self.feedback

@@ -35,6 +35,28 @@ pub struct InputProblem<'a> {
     pub channel_max: &'a [f32],
     /// Largest shift of [`ShiftRule::Error`].
     pub max_shift: u8,
+    /// Values that inputs may have though no token has shown them; `None` to look at tokens alone.
+    pub tail: Option<Tail>,
+}
+
+/// One more token, which has in every channel its largest magnitude times a factor. Of scales that are good for the tokens
+/// there are, it favours those that leave room for others: any one text leaves out most of what a network will see.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Tail {
+    /// The factor on the largest magnitude of a channel.
+    pub factor: f32,
+    /// How much its error counts, as [`InputProblem::token_weights`].
+    pub weight: f32,
+}
+
+impl Tail {
+    /// A token that counts as the average of `tokens`, of which the problem has a sample with these weights. Nothing where the
+    /// factor is 0.
+    pub fn new(factor: f32, sample_weights: Option<&[f32]>, tokens: usize) -> Option<Self> {
+        let total: f64 = sample_weights.map_or(tokens as f64, |w| w.iter().map(|w| f64::from(*w)).sum());
+        let weight = (total / tokens.max(1) as f64) as f32;
+        (factor > 0.0).then_some(Self { factor, weight })
+    }
 }
 
 impl InputProblem<'_> {
@@ -174,7 +196,9 @@ pub(super) fn grid_octaves(grid: &Grid) -> usize {
 /// that a channel's error at tensor scale `s` and shift `k` is the one at scale `s · 2^(−k)`: each is measured once.
 fn by_error(problem: &InputProblem, form: &Form, element: Element, grid: &Grid) -> Vec<Candidate> {
     let largest = problem.channel_max.iter().copied().fold(0.0f32, f32::max);
-    let top = element.scale_from_max(largest) * grid.high;
+    // The largest channel cannot shift to where there is room.
+    let high = problem.tail.map_or(grid.high, |t| grid.high.max(t.factor));
+    let top = element.scale_from_max(largest) * high;
     let tensor_steps = grid_octaves(grid) * LATTICE;
     let base = element.scale_from_max(largest);
     let max_shift = usize::from(problem.max_shift);
@@ -237,6 +261,8 @@ struct Form {
     /// Diagonal of `ŴᵀŴ`.
     diagonal: Vec<f32>,
     tokens: usize,
+    /// Of every channel the value of the tail and its weight.
+    tail: Vec<(f32, f32)>,
 }
 
 impl Form {
@@ -256,7 +282,10 @@ impl Form {
             });
             lines
         });
-        Self { x: transposed(problem.x), weights, linear, diagonal, tokens }
+        let tail = problem.tail.map_or(Vec::new(), |t| {
+            problem.channel_max.iter().map(|max| (max * t.factor, t.weight)).collect()
+        });
+        Self { x: transposed(problem.x), weights, linear, diagonal, tokens, tail }
     }
 
     /// The error of channel `j` alone at one scale, as the diagonal sees it.
@@ -271,7 +300,11 @@ impl Form {
                 pieces.map(|(x, w)| kernel::quadratic_error(element, scale, x, w, &zeros[..x.len()])).sum()
             }
         };
-        f64::from(self.diagonal[j]) * error
+        let beyond = self
+            .tail
+            .get(j)
+            .map_or(0.0, |&(x, weight)| kernel::quadratic_error(element, scale, &[x], &[weight], &[0.0]));
+        f64::from(self.diagonal[j]) * (error + beyond)
     }
 
     fn diagonal_error(&self, problem: &InputProblem, q: &InputQuantizer) -> f64 {
@@ -317,4 +350,49 @@ fn transposed(m: &Matrix) -> Vec<f32> {
         }
     });
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What becomes of `value` in the first of two channels whose tokens are within 1 and within 100.
+    fn beyond(value: f32, bits: u8, headroom: f32) -> f32 {
+        let wave = |i: usize| ((i * 7919 % 2001) as f32 - 1000.0) / 1000.0;
+        let tokens = 512;
+        let data = (0..tokens).flat_map(|i| [wave(i), 100.0 * wave(i + 7)]).collect();
+        let x = Matrix::new(tokens, 2, data);
+        let problem = InputProblem {
+            x: &x,
+            linear: None,
+            weight: &Matrix::new(1, 2, vec![1.0, 1.0]),
+            token_weights: None,
+            channel_max: &[1.0, 100.0],
+            max_shift: 15,
+            tail: Tail::new(headroom, None, tokens),
+        };
+        let grid = Grid { kind: crate::search::GridKind::Maxval, low: 0.03, high: 1.1, steps: 60 };
+        let element = Element::Float { exponent: 2, mantissa: bits - 3 };
+        let best = search_input(&problem, &[element], &grid, ShiftRule::Error, Exactness::Best(1)).unwrap();
+        let mut row = [value, 0.0];
+        best.quantizer.apply(&mut row);
+        row[0]
+    }
+
+    #[test]
+    fn headroom_keeps_values_that_no_token_has_where_bits_suffice() {
+        // With 8 bits a value of twice the largest magnitude costs nothing worth clipping it for.
+        assert!(beyond(2.0, 8, 0.0) < 1.5);
+        assert!((beyond(2.0, 8, 2.0) - 2.0).abs() < 0.05);
+        // With 4 bits all tokens together lose more than the one.
+        assert!(beyond(2.0, 4, 2.0) < 1.5);
+    }
+
+    #[test]
+    fn the_tail_counts_as_an_average_token() {
+        assert_eq!(Tail::new(0.0, None, 10), None);
+        assert_eq!(Tail::new(2.0, None, 10), Some(Tail { factor: 2.0, weight: 1.0 }));
+        // Two drawn tokens that stand for three and one.
+        assert_eq!(Tail::new(2.0, Some(&[3.0, 1.0]), 4), Some(Tail { factor: 2.0, weight: 1.0 }));
+    }
 }

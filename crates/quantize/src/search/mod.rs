@@ -9,7 +9,7 @@ mod weight;
 
 pub(crate) use clip::clipped_scales;
 pub use grid::{Grid, GridKind};
-pub use input::{InputChoice, InputProblem, ShiftRule, search_input, steps_per_channel};
+pub use input::{InputChoice, InputProblem, ShiftRule, Tail, search_input, steps_per_channel};
 pub use probability::{HISTOGRAM_BYTES, ProbabilityHistogram};
 pub use weight::{RowChoice, WeightProblem, search_weight, search_weight_by_columns};
 
