@@ -356,23 +356,24 @@ fn transposed(m: &Matrix) -> Vec<f32> {
 mod tests {
     use super::*;
 
-    /// What becomes of `value` in the first of two channels whose tokens are within 1 and within 100.
+    /// What becomes of `value` in the first of two channels whose tokens are within 1 and within 64.
     fn beyond(value: f32, bits: u8, headroom: f32) -> f32 {
         let wave = |i: usize| ((i * 7919 % 2001) as f32 - 1000.0) / 1000.0;
         let tokens = 512;
-        let data = (0..tokens).flat_map(|i| [wave(i), 100.0 * wave(i + 7)]).collect();
+        let data = (0..tokens).flat_map(|i| [wave(i), 64.0 * wave(i + 7)]).collect();
         let x = Matrix::new(tokens, 2, data);
         let problem = InputProblem {
             x: &x,
             linear: None,
             weight: &Matrix::new(1, 2, vec![1.0, 1.0]),
             token_weights: None,
-            channel_max: &[1.0, 100.0],
+            channel_max: &[1.0, 64.0],
             max_shift: 15,
             tail: Tail::new(headroom, None, tokens),
         };
         let grid = Grid { kind: crate::search::GridKind::Maxval, low: 0.03, high: 1.1, steps: 60 };
-        let element = Element::Float { exponent: 2, mantissa: bits - 3 };
+        // Steps of one size, so that room costs precision.
+        let element = Element::Float { exponent: 1, mantissa: bits - 2 };
         let best = search_input(&problem, &[element], &grid, ShiftRule::Error, Exactness::Best(1)).unwrap();
         let mut row = [value, 0.0];
         best.quantizer.apply(&mut row);
