@@ -34,7 +34,7 @@ fn a_rotated_candidate_is_compared_in_its_own_basis() {
     let errors: Vec<f64> = choose_recipe(&job, &mut Silent).unwrap().tried.iter().map(|t| t.error).collect();
     let [plain, turned, four] = errors[..] else { panic!("{errors:?}") };
     // In the wrong basis the error would be that of another vector, about 2.
-    assert!(turned < 5.0 * plain && turned < 1e-3, "{errors:?}");
+    assert!(turned < 5.0 * plain && turned < 1e-2, "{errors:?}");
     assert!(four > 10.0 * turned && four < 0.3, "{errors:?}");
 }
 
