@@ -64,6 +64,8 @@ def measurement(args):
 
 
 def digest(text):
+    """Of a recipe's settings; what is said about them in the file may change."""
+    text = "\n".join(line for line in text.splitlines() if not line.startswith("#"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
