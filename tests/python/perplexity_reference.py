@@ -1,4 +1,4 @@
-"""Perplexity by plain `transformers`, for `halfbyte evaluate` to be compared with.
+"""Perplexity by plain `transformers`, for `halfbyte eval` to be compared with.
 
     pip install -r tests/python/requirements.txt
     python tests/python/perplexity_reference.py MODEL_DIR TEXT_FILE --window 2048 --windows 4 [--stride T] [--skip-tokens S] [--keep-cr]
