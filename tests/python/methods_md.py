@@ -6,8 +6,11 @@ Writes a recipe file for every method of the group, runs `halfbyte ablate` over 
 a table between the group's marks below the line "<!-- notes -->" of the page, which results_md.py keeps. Figures are kept in a
 file _GROUP.json beside it, and what is there in the same protocol, with as many seeds and for a recipe of the same text, is not
 measured again. Linear layers alone are quantized. Each method is alone on the group's format with scales of the largest
-magnitude, which is the first row; the last rows are stacks. Needs the assets (HALFBYTE_ASSETS, default ../shared) and nothing
-beyond the standard library. A run of a method takes about five minutes on two cores, of learned rounding about twenty.
+magnitude, which is the first row; the last rows are stacks. The tasks are those on which a model of this size is well above
+chance. Methods named in one call go through the evaluation beside one pass of the original, and their rows appear together at
+the end. Needs the assets (HALFBYTE_ASSETS, default ../shared) and nothing beyond the standard library. A run of a method takes
+about five minutes on two cores, of learned rounding about twenty; two processes of one thread each take less for two groups
+than one after the other with two.
 """
 import json
 import re
@@ -101,7 +104,7 @@ def table(original, found):
 
 
 def main():
-    options = parser(__doc__, work="target/methods", limit=100)
+    options = parser(__doc__, work="target/methods", tasks="piqa,hellaswag,arc_easy", limit=100)
     options.add_argument("--group", choices=GROUPS, required=True)
     options.add_argument("--methods", help="which to measure, separated by commas [default: all of the group]")
     options.add_argument("--seeds", type=int, default=3)
@@ -115,20 +118,20 @@ def main():
     known = {r["recipe"]: r for r in old["recipes"] if texts.get(r["recipe"]) == r["recipe_sha256"]}
     original = old["original"]
     names = args.methods.split(",") if args.methods else list(texts)
-    page = lambda: write(args, kept, original, [known[n] for n in texts if n in known])
-    for name, path, text, seeded in every:
-        seeds = args.seeds if seeded else 1
-        if name not in names or len(known.get(name, {"runs": []})["runs"]) >= seeds:
+    # A seed that changes nothing is one seed, which is an option of its own run.
+    for seeds in sorted({args.seeds, 1}):
+        todo = {name: path for name, path, _, seeded in every if name in names and seeds == (args.seeds if seeded else 1)
+                and len(known.get(name, {"runs": []})["runs"]) < seeds}
+        if not todo:
             continue
-        # One recipe after the other, so that the page grows.
-        done = run_json(args.binary, "ablate", args.model, "--recipes", path, "--seeds", seeds,
-                        "--out", args.work / path.stem, *calibration(args), *measurement(args))
-        original, runs = done["original"], done["recipes"][0]["runs"]
-        runs = [{k: v for k, v in r.items() if k != "folder"} for r in runs]
-        known[name] = {"recipe": name, "recipe_sha256": text, "runs": runs}
-        page()
+        done = run_json(args.binary, "ablate", args.model, "--recipes", ",".join(map(str, todo.values())), "--seeds", seeds,
+                        "--out", args.work / args.group, *calibration(args), *measurement(args))
+        original = done["original"]
+        for recipe in done["recipes"]:
+            runs = [{k: v for k, v in r.items() if k != "folder"} for r in recipe["runs"]]
+            known[recipe["recipe"]] = {"recipe": recipe["recipe"], "recipe_sha256": texts[recipe["recipe"]], "runs": runs}
     if known:
-        page()
+        write(args, kept, original, [known[n] for n in texts if n in known])
 
 
 def write(args, kept, original, found):

@@ -25,8 +25,8 @@ def run_json(*command):
     return json.loads(run(*command, "--json"))
 
 
-def parser(description, work, limit):
-    """The options that the scripts have in common; `work` and `limit` are defaults."""
+def parser(description, work, limit, tasks=TASKS):
+    """The options that the scripts have in common; `work`, `limit` and `tasks` are defaults."""
     options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--model", type=pathlib.Path, default=pathlib.Path("target/smollm2"))
     options.add_argument("--name", help="the model's name in the page [default: that of its folder]")
@@ -39,7 +39,7 @@ def parser(description, work, limit):
     options.add_argument("--window", type=int, default=2048)
     options.add_argument("--windows", type=int, default=16)
     options.add_argument("--task-dir", type=pathlib.Path, default=ASSETS / "data/tasks")
-    options.add_argument("--tasks", default=TASKS, help="separated by commas; empty for none")
+    options.add_argument("--tasks", default=tasks, help="separated by commas; empty for none")
     options.add_argument("--limit", type=int, default=limit)
     options.add_argument("--products", choices=["f32", "bf16"], default="bf16", help="of the evaluation")
     return options

@@ -2,7 +2,7 @@
 
     python3 tests/python/results_table.py --binary target/release/halfbyte --smollm2 target/smollm2 [--state FILE]
 
-Needs the assets (HALFBYTE_ASSETS, default ../shared) and nothing beyond the standard library. Takes more than an hour on
+Needs the assets (HALFBYTE_ASSETS, default ../shared) and nothing beyond the standard library. Takes one to two hours on
 two cores. Every figure is kept in --state as soon as it is there; run it again to go on after an interruption.
 """
 import argparse, json, os, pathlib, subprocess, tempfile

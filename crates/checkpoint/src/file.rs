@@ -446,6 +446,14 @@ impl TensorInfo {
         })
     }
 
+    /// What weights are read from.
+    pub(crate) fn with_floats(&self) -> Result<&Self, CheckpointError> {
+        match self.dtype {
+            Dtype::F32 | Dtype::F16 | Dtype::BF16 => Ok(self),
+            _ => Err(self.not_float()),
+        }
+    }
+
     fn not_float(&self) -> CheckpointError {
         CheckpointError::NotFloat {
             file: self.file.to_path_buf(),

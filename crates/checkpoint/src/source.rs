@@ -230,6 +230,14 @@ impl Checkpoint {
         self.find(name)?.with_shape(shape)
     }
 
+    /// Like [`require`](Self::require) for a tensor whose values [`read_raw`](Self::read_raw) can give.
+    ///
+    /// # Errors
+    /// The same, and [`CheckpointError::NotFloat`].
+    pub fn require_floats(&self, name: &str, shape: &[usize]) -> Result<&TensorInfo, CheckpointError> {
+        self.require(name, shape)?.with_floats()
+    }
+
     /// The texts under `__metadata__` of all files; where two files disagree, that of the first.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata

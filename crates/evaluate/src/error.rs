@@ -69,7 +69,10 @@ impl EvaluateError {
     }
 
     /// Refuses models that do not predict the next token.
-    pub(crate) fn require_language_model(model: &Model) -> Result<(), Self> {
+    ///
+    /// # Errors
+    /// [`EvaluateError`], naming the model.
+    pub fn require_language_model(model: &Model) -> Result<(), Self> {
         match model.architecture.head.task {
             Task::LanguageModel => Ok(()),
             _ => Err(Self::unfit(

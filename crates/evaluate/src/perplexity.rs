@@ -59,6 +59,16 @@ impl Perplexity {
     }
 }
 
+impl PerplexityOptions {
+    /// Checks that a text's `tokens` can be scored.
+    ///
+    /// # Errors
+    /// When the text is too short or the windows are not possible.
+    pub fn check(&self, tokens: &[u32]) -> Result<(), EvaluateError> {
+        windows(tokens, self).map(|_| ())
+    }
+}
+
 /// The windows that `options` cuts from a text's `tokens`.
 ///
 /// # Errors

@@ -36,7 +36,7 @@ pub struct Exported {
 ///
 /// `rest` says how a GGUF file has the matrices that are not quantized; other targets keep them as they are.
 ///
-/// The folder takes shape as `dir` with `.partial` added, and is renamed once every value has been found the same; else it
+/// The folder takes shape in `dir` with `.partial` added, as `output`, and is renamed once every value has been found the same; else it
 /// is removed.
 ///
 /// # Errors
@@ -60,20 +60,21 @@ pub fn export(
         let path = path.to_path_buf();
         move |cause| ExportError::Io { action, path, cause }
     };
-    if partial.exists() {
-        fs::remove_dir_all(&partial).map_err(io("clear", &partial))?;
+    // Whatever else is in there is not this export's.
+    let output = partial.join("output");
+    if output.exists() {
+        fs::remove_dir_all(&output).map_err(io("clear", &output))?;
     }
-    fs::create_dir_all(&partial).map_err(io("make", &partial))?;
+    fs::create_dir_all(&output).map_err(io("make", &output))?;
     let written = match target.is_gguf() {
-        true => gguf::write(model, target, &plan, rest, &partial, name, on_layer),
-        false => safetensors::write(model, target, &plan, &partial, on_layer),
+        true => gguf::write(model, target, &plan, rest, &output, name, on_layer),
+        false => safetensors::write(model, target, &plan, &output, on_layer),
     };
-    let done = written.and_then(|()| fs::rename(&partial, dir).map_err(io("rename", &partial)));
-    if let Err(error) = done {
-        // What is not proven does not stay.
-        let _ = fs::remove_dir_all(&partial);
-        return Err(error);
-    }
+    let done = written.and_then(|()| fs::rename(&output, dir).map_err(io("rename", &output)));
+    // What is not proven does not stay.
+    let _ = fs::remove_dir_all(&output);
+    let _ = fs::remove_dir(&partial);
+    done?;
     let entries = fs::read_dir(dir).map_err(io("list", dir))?;
     let bytes = entries.flatten().filter_map(|e| e.metadata().ok()).map(|m| m.len()).sum();
     Ok(Exported { target, dir: dir.into(), bytes, layers: plan.layers.len() })

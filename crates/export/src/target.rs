@@ -173,7 +173,7 @@ pub fn check(
         if scheme_of(&site.name).is_some() {
             let keep = if site.part == Part::Embedding { "embedding" } else { "lm_head" };
             return cannot(format!(
-                "{} is quantized; quantize with --keep lm_head and --embedding-bits 16 (leave out {keep})",
+                "{} is quantized, and engines expect it as it was; quantize with {keep} among those of --keep",
                 site.name
             ));
         }

@@ -51,7 +51,7 @@ pub enum FormatError {
     /// A matrix whose rows cannot be divided as the scheme says.
     #[error(
         "tensor '{tensor}' [{rows}, {cols}] cannot be stored in groups of {group}: {cols} columns are not a \
-         multiple of {group}; choose a group that divides them, or the granularity 'channel'"
+         multiple of {group}; choose a group that divides them or the granularity 'channel', or leave the layer alone"
     )]
     Shape {
         /// Name of the tensor.

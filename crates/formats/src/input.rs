@@ -9,7 +9,7 @@ use crate::{Element, FormatError, Granularity, ScaleFormat, Scheme, kernel, shif
 /// quantized with exponent bias `ρ + s_j`, that is with scale `scale · 2^(−s_j)` (LLM-FP4, section 4).
 ///
 /// Dynamic: scales are taken from the values while the network runs, one for each block of NVFP4 (beside a static scale
-/// of the tensor) or MXFP4, or one for each token.
+/// of the tensor) or MXFP4, or an `f32` for each token or each group of a token's channels.
 #[derive(Clone, Debug)]
 pub struct InputQuantizer {
     scheme: Scheme,
@@ -18,15 +18,15 @@ pub struct InputQuantizer {
     /// Scale of every channel and its reciprocal, where the shifts alone do not say them (next to the ends of `f32`'s
     /// range); otherwise empty.
     columns: (Vec<f32>, Vec<f32>),
-    /// Channels of a token, where a scale belongs to one.
-    channels: usize,
+    /// Values that share an `f32` scale, where scales are dynamic.
+    share: usize,
     blocks: Option<Box<BlockQuantizer>>,
 }
 
 impl PartialEq for InputQuantizer {
     /// The rest follows from these.
     fn eq(&self, other: &Self) -> bool {
-        (self.scheme, self.scale, self.channels) == (other.scheme, other.scale, other.channels)
+        (self.scheme, self.scale, self.share) == (other.scheme, other.scale, other.share)
             && self.shifts == other.shifts
     }
 }
@@ -39,11 +39,11 @@ impl InputQuantizer {
             false => shifted_scales(scale, &shifts),
         };
         let scheme = Scheme { shifts: !shifts.is_empty(), ..Scheme::new(element, Granularity::Tensor) };
-        Self { scheme, scale, shifts, columns, channels: 0, blocks: None }
+        Self { scheme, scale, shifts, columns, share: 0, blocks: None }
     }
 
-    /// A dynamic quantizer for tokens of `channels` values: NVFP4's or MXFP4's blocks, or one `f32` scale a token from its
-    /// largest magnitude. `scale` is NVFP4's tensor scale, and 1 for the others.
+    /// A dynamic quantizer for tokens of `channels` values: NVFP4's or MXFP4's blocks, or one `f32` scale a token, or a group of
+    /// its channels, from the largest magnitude there. `scale` is NVFP4's tensor scale, and 1 for the others.
     ///
     /// Blocks of NVFP4 have the E4M3 scale nearest to `max / 6` over the tensor scale; those of MXFP4 the exponent that
     /// vLLM's kernels choose, [`ScaleRule::RoundUp`].
@@ -54,23 +54,28 @@ impl InputQuantizer {
         let unsupported = || FormatError::Unsupported {
             operation: "quantizing inputs",
             scheme: scheme.to_string(),
-            hint: "dynamic inputs are e2m1/group16/e4m3, e2m1/group32/e8m0, or have a granularity of channel (a token)",
+            hint: "dynamic inputs are e2m1/group16/e4m3, e2m1/group32/e8m0, or have f32 scales and a granularity of channel (a token) or group (of a token's channels)",
         };
         if !scheme.dynamic || scheme.shifts {
             return Err(unsupported());
         }
-        let blocks = match (scheme.granularity, scheme.scale) {
-            (Granularity::Channel, ScaleFormat::F32) => None,
+        let stored = Scheme { dynamic: false, ..scheme };
+        let (mut share, mut blocks) = (channels, None);
+        match (scheme.granularity, scheme.scale) {
+            (Granularity::Channel, ScaleFormat::F32) => {}
+            (Granularity::Group(group), ScaleFormat::F32) => {
+                stored.check_shape("the input", 1, channels)?;
+                share = group;
+            }
             (Granularity::Group(_), ScaleFormat::E4M3 | ScaleFormat::E8M0) => {
                 let rule =
                     if scheme.scale == ScaleFormat::E4M3 { ScaleRule::Absmax } else { ScaleRule::RoundUp };
-                let stored = Scheme { dynamic: false, ..scheme };
                 stored.check_shape("the input", 1, channels)?;
-                Some(Box::new(BlockQuantizer::new(stored, scale, rule)?))
+                blocks = Some(Box::new(BlockQuantizer::new(stored, scale, rule)?));
             }
             _ => return Err(unsupported()),
-        };
-        Ok(Self { scheme, scale, shifts: Vec::new(), columns: Default::default(), channels, blocks })
+        }
+        Ok(Self { scheme, scale, shifts: Vec::new(), columns: Default::default(), share, blocks })
     }
 
     /// A quantizer whose shifts follow the published rule for channels with largest magnitudes `channel_max`:
@@ -116,11 +121,11 @@ impl InputQuantizer {
             return blocks.apply(x);
         }
         if self.scheme.dynamic {
-            for token in x.chunks_exact_mut(self.channels.max(1)) {
+            for values in x.chunks_exact_mut(self.share.max(1)) {
                 kernel::fake_quantize_in_place(
                     element,
-                    element.scale_from_max(kernel::max_abs(token)),
-                    token,
+                    element.scale_from_max(kernel::max_abs(values)),
+                    values,
                 );
             }
             return;
@@ -179,6 +184,12 @@ mod tests {
         assert_eq!(x[..2], [127.0, 1.0]);
         assert!((x[2] - 1.27).abs() < 1e-6 && (x[3] - 0.01).abs() < 1e-6, "{x:?}");
 
+        let per_group = Scheme { dynamic: true, ..Scheme::new(Element::INT8, Granularity::Group(2)) };
+        let q = InputQuantizer::dynamic(per_group, 1.0, 4).unwrap();
+        let mut groups = [127.0, 0.6, 1.27, 0.006];
+        q.apply(&mut groups);
+        assert_eq!(groups, x);
+
         let mxfp4 = Scheme { dynamic: true, ..Scheme::MXFP4 };
         let q = InputQuantizer::dynamic(mxfp4, 1.0, 64).unwrap();
         let mut x = [[0.6f32; 32], [60.0; 32]].concat();
@@ -194,7 +205,7 @@ mod tests {
             (Scheme::NVFP4, 32),
             (dynamic(Scheme::NVFP4), 24),
             (dynamic(Scheme::new(Element::INT8, Granularity::Tensor)), 32),
-            (dynamic(Scheme::new(Element::INT8, Granularity::Group(8))), 32),
+            (dynamic(Scheme::new(Element::INT8, Granularity::Group(8))), 36),
         ] {
             assert!(InputQuantizer::dynamic(scheme, 1.0, channels).is_err(), "{scheme}");
         }

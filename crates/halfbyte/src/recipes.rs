@@ -2,9 +2,10 @@
 
 use crate::cli::{GridChoice, RecipeArgs};
 use crate::fail::Failure;
+use anyhow::Context;
 use halfbyte_model::{Architecture, Task};
 use halfbyte_quantize::search::Grid;
-use halfbyte_quantize::{AutoTarget, Recipe, Scales, load_recipe};
+use halfbyte_quantize::{AutoTarget, Method, Recipe, Scales, load_recipe};
 
 /// The recipe of the options, for a model with these layers. With calibration data a built-in recipe that would choose block
 /// scales by the weights alone looks at the inputs too, which is better by far (docs/formats.md).
@@ -20,11 +21,10 @@ pub(crate) fn chosen(
     }
     let mut recipe = load_recipe(&args.recipe)?;
     if let Some(keep) = &args.keep {
-        for wanted in keep {
-            check_keep(wanted, architecture)?;
-        }
+        keep.iter().try_for_each(|part| check_part("--keep", part, architecture))?;
         recipe.keep.clone_from(keep);
     }
+    check_parts(&recipe, architecture)?;
     let defaults = Recipe::default();
     match args.grid {
         Some(GridChoice::Published) => {
@@ -62,6 +62,14 @@ pub(crate) fn chosen(
     }
     let by_weights = matches!(recipe.scales, Scales::Sweep | Scales::FourOverSix) && !recipe.uses_factor();
     match args.scales {
+        Some(_) if recipe.method != Method::Scheme => {
+            return Err(Failure::new(format!(
+                "--scales is for fixed schemes, and {} searches its own",
+                recipe.name
+            ))
+            .hint("the schemes are the recipes such as nvfp4-w4a4 in `halfbyte recipes`")
+            .into());
+        }
         Some(scales) => recipe.scales = scales.into(),
         None if calibrated && by_weights && Recipe::names().contains(&args.recipe) => {
             recipe.scales = Scales::Weighted;
@@ -95,16 +103,29 @@ pub(crate) fn candidates(
     })
 }
 
-/// A misspelt layer would be quantized silently.
-fn check_keep(wanted: &str, architecture: &Architecture) -> anyhow::Result<()> {
-    let only = Recipe { keep: vec![wanted.into()], ..Recipe::default() };
+/// Checks the names that a recipe says something of; what all models have is no mistake where one has not.
+pub(crate) fn check_parts(recipe: &Recipe, architecture: &Architecture) -> anyhow::Result<()> {
+    let kept = recipe.keep.iter().filter(|k| !["lm_head", "embedding"].contains(&k.as_str()));
+    let parts = kept
+        .map(|part| ("keep", part))
+        .chain(recipe.layer_bits.keys().map(|part| ("layer_bits", part)))
+        .chain(recipe.schemes.keys().map(|part| ("schemes", part)));
+    for (field, part) in parts {
+        check_part(field, part, architecture).with_context(|| format!("recipe {}", recipe.name))?;
+    }
+    Ok(())
+}
+
+/// A misspelt layer would be quantized silently, or in another way.
+fn check_part(field: &str, part: &str, architecture: &Architecture) -> anyhow::Result<()> {
+    let only = Recipe { keep: vec![part.into()], ..Recipe::default() };
     let mut sites = architecture.sites().chain([architecture.embedding()]);
-    let matches = !wanted.is_empty() && sites.any(|s| only.keeps(s));
+    let matches = !part.is_empty() && sites.any(|s| only.keeps(s));
     if matches {
         return Ok(());
     }
     let first = architecture.blocks.first().map_or("", |b| &b.taps[0].sites[0].name);
-    Err(Failure::new(format!("--keep {wanted:?} matches no layer of this model"))
+    Err(Failure::new(format!("{field} {part:?} matches no layer of this model"))
         .hint(format!(
             "layers have names such as {first} and {}; a part of a name will do",
             architecture.head.output().map_or("embedding", |s| &s.name)

@@ -58,6 +58,10 @@ fn seeds_calibrate_on_other_windows() {
     assert_ne!(runs[0]["perplexity"], runs[1]["perplexity"]);
     let page = fs::read_to_string(scratch.path("ablation/ablation.md")).unwrap();
     assert!(page.contains(" ± "), "{page}");
+    // Alone, a recipe has its own.
+    let recipe = scratch.write("seventh.toml", "seed = 7\n");
+    let found = finish(ablate(&scratch, recipe.to_str().unwrap()).arg("--json")).json();
+    assert_eq!(found["recipes"][0]["runs"][0]["seed"], 7);
 }
 
 #[test]
@@ -68,5 +72,23 @@ fn what_cannot_be_compared_is_refused_before_anything_is_done() {
     let mut nothing = halfbyte();
     nothing.arg("ablate").arg(scratch.model()).args(["--recipes", "fpq-w4a4", "--out"]);
     assert_eq!(finish(nothing.arg(scratch.path("ablation"))).code, Some(2), "nothing to measure");
+
+    // The last recipe or what is measured would fail after the first is done.
+    finish(&mut ablate(&scratch, "fpq-w4a4,mxfp4-w4a4")).refused(&["mxfp4-w4a4", "down_proj"]);
+    finish(ablate(&scratch, "fpq-w4a4").args(["--memory-limit", "1MiB"])).refused(&["--memory-limit"]);
+    let instead = |option: &str, value: &str, needles: &[&str]| {
+        let command = ablate(&scratch, "fpq-w4a4");
+        let args: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
+        let at = args.iter().position(|a| a == option).unwrap();
+        let mut other = halfbyte();
+        other.args(&args[..=at]).arg(value).args(&args[at + 2..]);
+        finish(&mut other).refused(needles);
+    };
+    instead("--perplexity", "missing.txt", &["missing.txt"]);
+    instead("--window", "100000", &["--window 100000"]);
+    instead("--skip-tokens", "100000000", &["after skipping 100000000"]);
+    instead("--calibration", "missing.txt", &["missing.txt"]);
+    let tasks = ["--tasks", "nonsense", "--task-dir", "."];
+    finish(ablate(&scratch, "fpq-w4a4").args(tasks)).refused(&["nonsense"]);
     assert!(!scratch.path("ablation").exists());
 }

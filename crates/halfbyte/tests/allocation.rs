@@ -92,4 +92,8 @@ fn a_bound_that_cannot_be_kept_is_refused() {
     refused("fpq-w4a4", "4.0", "max_bits");
     refused("fpq-w4a8", "5.0", "as many bits");
     refused("fpq-w4a4", "nan", "max_bits");
+    refused("int8-w8a16", "9.0", "nothing to choose from");
+    // A part of low rank takes room beside the codes.
+    let thin = scratch.write("thin.toml", "low_rank = 8\nactivation_bits = 16\n");
+    refused(thin.to_str().unwrap(), "5.8", "low_rank = 8");
 }

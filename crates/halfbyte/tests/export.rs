@@ -328,6 +328,7 @@ fn runs_without_text_give_the_same_bytes_with_any_threads() {
     // What an interrupted run left is not in the way.
     fs::create_dir_all(scratch.path("b.partial/output")).unwrap();
     fs::write(scratch.path("b.partial/output/model.safetensors"), "half").unwrap();
+    scratch.write("b.partial/lock", "");
     assert_same(&quantize("a", "1"), &quantize("b", "3"), "threads");
     assert!(!scratch.path("b.partial").exists());
     let mut again = halfbyte();

@@ -117,6 +117,22 @@ fn a_tensor_is_missing_or_of_wrong_shape() {
     };
     refuses(rename, &[UP]);
     refuses(|s| s.edit_weights(|header, _| header[UP]["shape"] = json!([64, 172])), &[UP, "172", "64"]);
+    let mistyped = |s: &Scratch| s.edit_weights(|header, _| header[UP]["dtype"] = json!("I32"));
+    refuses(mistyped, &[UP, "I32"]);
+    // The headers say it already.
+    let scratch = Scratch::new();
+    mistyped(&scratch);
+    finish(halfbyte().arg("plan").arg(scratch.model()).args(["--recipe", "fpq-w4a4"])).refused(&[UP, "I32"]);
+}
+
+#[test]
+fn blocks_that_the_configuration_does_not_count() {
+    let scratch = Scratch::new();
+    let plan = || finish(halfbyte().arg("plan").arg(scratch.model()).args(["--recipe", "fpq-w4a4"])).text();
+    assert!(!plan().contains("counts"));
+    scratch.edit_config(|config| config["num_hidden_layers"] = json!(4));
+    let said = plan();
+    assert!(said.contains("counts 4 blocks") && said.contains("model.layers.4."), "{said}");
 }
 
 #[test]
@@ -199,6 +215,75 @@ fn no_tokenizer() {
     fs::remove_file(scratch.model().join("tokenizer.json")).unwrap();
     finish(halfbyte().arg("eval").arg(scratch.model()).arg("--perplexity").arg(text()))
         .refused(&["tokenizer.json"]);
+}
+
+#[test]
+fn out_is_the_model() {
+    let scratch = Scratch::new();
+    let before = contents(&scratch.model());
+    let said = |command: &str, options: &[&str]| {
+        let mut run = halfbyte();
+        run.arg(command).arg(scratch.model()).args(options).arg("--calibration").arg(text());
+        finish(run.arg("--out").arg(scratch.model())).refused(&["is the model itself"])
+    };
+    for said in [
+        said("quantize", &["--recipe", "minmax-fp-w4a4"]),
+        said("transform", &["--with", "rotate"]),
+        said("ablate", &["--recipes", "minmax-fp-w4a4", "--tasks", "x", "--task-dir", "."]),
+    ] {
+        assert!(!said.contains("delete"), "{said}");
+    }
+    assert_same(&before, &contents(&scratch.model()), "the model");
+}
+
+#[test]
+fn what_others_left_beside_out_is_left_alone() {
+    let scratch = Scratch::new();
+    let folder = scratch.path("nv");
+    let quantized = |out: &std::path::Path| {
+        let mut command = halfbyte();
+        command.arg("quantize").arg(scratch.model()).args(["--recipe", "nvfp4-w4a16"]);
+        command.args(["--keep", "lm_head,embedding,down_proj", "--json", "--out"]).arg(out);
+        command
+    };
+    finish(&mut quantized(&folder)).json();
+    let mut others = [quantized(&scratch.out()), halfbyte(), halfbyte()];
+    others[1].arg("export").arg(&folder).args(["--to", "vllm-nvfp4", "--out"]).arg(scratch.out());
+    others[2].args(["synth", "--like", "gpt2", "--layers", "1", "--out"]).arg(scratch.out());
+
+    // An unfinished run of hours, and a folder of the user's.
+    fs::create_dir(scratch.path("out.partial")).unwrap();
+    for (file, needle) in
+        [("journal.json", "unfinished run"), ("mine.txt", "mine.txt, which halfbyte did not make")]
+    {
+        let path = scratch.write(&format!("out.partial/{file}"), "{}");
+        for command in &mut others {
+            finish(command).refused(&[needle]);
+            assert_eq!(fs::read_to_string(&path).unwrap(), "{}");
+            assert!(!scratch.out().exists());
+            let _ = fs::remove_file(scratch.path("out.partial/lock"));
+        }
+        fs::remove_file(path).unwrap();
+    }
+    // An empty one is nobody's.
+    finish(&mut others[1]).text();
+}
+
+#[test]
+fn names_of_a_recipe() {
+    let scratch = Scratch::new();
+    let plan = |text: &str| {
+        let recipe = scratch.write("mine.toml", text);
+        finish(halfbyte().arg("plan").arg(scratch.model()).arg("--recipe").arg(recipe))
+    };
+    plan("name = \"../elsewhere\"\n").refused(&["name", "../elsewhere"]);
+    plan("keep = [\"up_porj\"]\n").refused(&["keep", "up_porj", "no layer"]);
+    plan("[layer_bits]\nup_porj = 8\n").refused(&["layer_bits", "up_porj", "no layer"]);
+    let scheme = "method = \"scheme\"\nweight_bits = 4\nactivation_bits = 16\nembedding_bits = 16\nweight_scheme = \"int4/channel\"\n";
+    plan(&format!("{scheme}[schemes]\nup_porj = \"int8/channel\"\n"))
+        .refused(&["schemes", "up_porj", "no layer"]);
+    // What every model may have is no mistake.
+    plan("keep = [\"lm_head\", \"embedding\"]\n").text();
 }
 
 #[test]

@@ -123,7 +123,7 @@ impl Model {
         }
         for (tensor, shape) in a.tensors() {
             if !coded.contains(&tensor) {
-                self.checkpoint.require(&self.stored_name(&tensor), &shape)?;
+                self.checkpoint.require_floats(&self.stored_name(&tensor), &shape)?;
             }
         }
         Ok(())

@@ -46,21 +46,19 @@ impl Tokenizer {
     /// # Errors
     /// As [`encode`](Self::encode).
     pub fn encode_first(&self, text: &str, wanted: usize) -> Result<Vec<u32>, ModelError> {
-        // Up to the end of a line; what is just before it may depend on what follows.
+        // What is just before the cut may depend on what follows.
         const UNSURE: usize = 64;
         // More than most tokens have.
         const BYTES_OF_A_TOKEN: usize = 8;
         let enough = wanted.saturating_add(UNSURE);
         let mut bytes = enough.saturating_mul(BYTES_OF_A_TOKEN);
-        while let Some(line) =
-            text.as_bytes().get(bytes..).and_then(|rest| rest.iter().position(|&b| b == b'\n'))
-        {
-            let mut tokens = self.encode(&text[..bytes + line + 1])?;
+        while let Some(end) = cut(text, bytes) {
+            let mut tokens = self.encode(&text[..end])?;
             if tokens.len() >= enough {
                 tokens.truncate(wanted);
                 return Ok(tokens);
             }
-            bytes = 2 * (bytes + line + 1);
+            bytes = 2 * end;
         }
         let mut tokens = self.encode(text)?;
         tokens.truncate(wanted);
@@ -83,4 +81,15 @@ impl Tokenizer {
         })?;
         Ok(encoding.get_ids().to_vec())
     }
+}
+
+/// Where a text that is longer than `from` bytes is best cut behind these: after a line, before a space, or at least between two
+/// characters.
+fn cut(text: &str, from: usize) -> Option<usize> {
+    let rest = text.as_bytes().get(from..).filter(|rest| !rest.is_empty())?;
+    let near = &rest[..rest.len().min(from)];
+    let line = near.iter().position(|&b| b == b'\n').map(|at| at + 1);
+    let word = || near.iter().position(u8::is_ascii_whitespace);
+    let character = || (0..rest.len()).find(|&at| text.is_char_boundary(from + at));
+    Some(from + line.or_else(word).or_else(character)?)
 }

@@ -8,10 +8,10 @@ use halfbyte_model::Tokenizer;
 use std::path::Path;
 use util::asset;
 
-/// The first tokens are those of the whole text, cut into lines or not.
+/// The first tokens are those of the whole text, cut into lines, into words, or not at all.
 fn check(tokenizer: &Path, text: &str) {
     let tokenizer = Tokenizer::from_file(tokenizer).unwrap();
-    for text in [text, &text.replace('\n', " ")] {
+    for text in [text, &text.replace('\n', " "), &text.replace(['\n', ' '], "é")] {
         let all = tokenizer.encode(text).unwrap();
         for wanted in [0, 1, 100, 5000, all.len() - 1, all.len(), usize::MAX] {
             let found = tokenizer.encode_first(text, wanted).unwrap();

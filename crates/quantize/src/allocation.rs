@@ -79,8 +79,10 @@ pub(crate) fn check_bound(a: &Architecture, recipe: &Recipe) -> Result<(), Quant
     if f64::from(most) >= least {
         return Ok(());
     }
+    let thin =
+        if recipe.low_rank > 0 { format!(" and low_rank = {}", recipe.low_rank) } else { String::new() };
     let message = format!(
-        "= {most} cannot be kept: with weight_bits = {} the layers take {least:.4}",
+        "= {most} cannot be kept: with weight_bits = {}{thin} the layers take {least:.4}",
         recipe.weight_bits
     );
     Err(QuantizeError::Recipe { field: "max_bits".into(), message })
@@ -103,7 +105,10 @@ fn weights(sets: &[Vec<&Site>]) -> u64 {
 
 fn stored_bits(sites: &[&Site], recipe: &Recipe, width: u32) -> u64 {
     let shifts = recipe.method == Method::Fpq && recipe.shifts != ShiftRule::None;
-    let of = |s: &&Site| PlannedSite::new(s, width, recipe.activation_bits.min(width), shifts).bits();
+    let of = |s: &&Site| {
+        let thin = 16 * recipe.low_rank * (s.outputs + s.inputs);
+        PlannedSite::new(s, width, recipe.activation_bits.min(width), shifts).bits() + thin as u64
+    };
     sites.iter().map(of).sum()
 }
 

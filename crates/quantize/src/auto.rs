@@ -6,8 +6,8 @@
 
 use crate::QuantizeError;
 use crate::inputs::Packs;
-use crate::job::{Progress, activation_bytes, id_of, partial_dir};
-use crate::journal::{RunId, make_dir};
+use crate::job::{Progress, activation_bytes, id_of, not_ours, partial_dir};
+use crate::journal::{JOURNAL_FILE, RunId, make_dir};
 use crate::probe::{copy, forward, output_error, replace};
 use crate::recipe::Recipe;
 use crate::store::{Place, Store};
@@ -78,9 +78,10 @@ impl AutoTarget {
                 ("mxfp4-gptq-w4a16", &["awq"]),
                 ("mxfp4-gptq-w4a16", &["pow2"]),
             ],
+            // The published search takes longest and is there for comparison.
             Self::Fpq => vec![
-                ("fpq-published-w4a4", &[]),
                 ("fpq-w4a4", &[]),
+                ("fpq-published-w4a4", &[]),
                 ("fpq-w4a4", &["smooth-quant:alpha=search"]),
                 ("fpq-w4a4", &["os-plus:steps=20"]),
                 ("fpq-w4a4", &["awq"]),
@@ -123,7 +124,7 @@ pub struct AutoJob<'a> {
     pub model: &'a Model,
     /// The candidates, the simplest first.
     pub candidates: &'a [Recipe],
-    /// The calibration inputs.
+    /// The calibration inputs: those of the candidate that has most. All are tried on all of them.
     pub inputs: &'a [Input],
     /// How many of them, the first ones, are real and not drawn from the vocabulary: one in four of these is held out.
     pub real: usize,
@@ -180,7 +181,18 @@ pub fn choose_recipe(job: &AutoJob, progress: &mut dyn Progress) -> Result<AutoC
     let what = serde_json::to_vec(job.candidates).map_err(|e| QuantizeError::Output(e.to_string()))?;
     let run = id_of(job.model, &what, job.inputs)?;
     let partial = partial_dir(job.out)?;
-    let kept = [job.out.join(AUTO_FILE), partial.join(AUTO_FILE)].into_iter().find_map(|p| read(&p, &run));
+    let done = read(&job.out.join(AUTO_FILE), &run);
+    if done.is_none() && job.out.exists() {
+        return Err(not_ours(job.out, job.model));
+    }
+    let kept = done.or_else(|| read(&partial.join(AUTO_FILE), &run));
+    // The run itself begins when its recipe is chosen.
+    if kept.as_ref().is_none_or(|c| c.chosen.is_none()) && partial.join(JOURNAL_FILE).exists() {
+        return Err(QuantizeError::Output(format!(
+            "{} holds an unfinished run with another recipe, model or calibration; choose another --out, or delete that folder to start over",
+            partial.display()
+        )));
+    }
     let mut choice = kept.unwrap_or(AutoChoice {
         run,
         blocks: spaced(a.blocks.len()),
@@ -226,7 +238,7 @@ pub fn trial_bytes(architecture: &Architecture) -> u64 {
     4 * architecture.blocks.iter().map(elements).max().unwrap_or(0)
 }
 
-fn read(path: &PathBuf, run: &RunId) -> Option<AutoChoice> {
+fn read(path: &Path, run: &RunId) -> Option<AutoChoice> {
     let found: AutoChoice = serde_json::from_slice(&std::fs::read(path).ok()?).ok()?;
     (found.run == *run).then_some(found)
 }

@@ -7,7 +7,7 @@ use crate::inputs::Packs;
 use crate::journal::{Journal, RunId};
 use crate::methods::attention::QuantizedAttention;
 use crate::methods::learned::LearnedBlock;
-use crate::output::Output;
+use crate::output::{Output, clear_working};
 use crate::profile::{Profile, weight_histogram};
 use crate::recipe::{Calibration, Recipe};
 use crate::report::{AttentionReport, LayerReport, Report};
@@ -111,10 +111,12 @@ pub fn quantize(job: &Job, progress: &mut dyn Progress) -> Result<Outcome, Quant
     }
     let id = run_id(job)?;
     let partial = partial_dir(job.out)?;
-    if let Some(report) = finished_output(job.out, &id)? {
-        let _ = fs::remove_dir_all(&partial);
+    if let Some(report) = finished_output(job, &id)? {
+        clear_working(&partial);
         return Ok(Outcome { report, was_finished: true });
     }
+    // Before anything is written there; a run that weights alone decide has no journal of its own.
+    Journal::exists(&partial, &id)?;
     check_shapes(&job.model.architecture, job.recipe)?;
     let settled = match allocate(job, &id, &partial, progress)? {
         None => choice::settle(job, progress)?,
@@ -145,7 +147,8 @@ pub fn partial_dir(out: &Path) -> Result<PathBuf, QuantizeError> {
 }
 
 /// The report of an output folder that this very run has finished.
-fn finished_output(out: &Path, id: &RunId) -> Result<Option<Report>, QuantizeError> {
+fn finished_output(job: &Job, id: &RunId) -> Result<Option<Report>, QuantizeError> {
+    let out = job.out;
     if !out.exists() {
         return Ok(None);
     }
@@ -153,10 +156,26 @@ fn finished_output(out: &Path, id: &RunId) -> Result<Option<Report>, QuantizeErr
     let report = fs::read(out.join("report.json")).ok().and_then(|b| serde_json::from_slice(&b).ok());
     match (same, report) {
         (Some(found), Some(report)) if found == *id => Ok(Some(report)),
-        _ => Err(QuantizeError::Output(format!(
+        _ => Err(not_ours(out, job.model)),
+    }
+}
+
+/// What is said of an output folder that something else made.
+pub(crate) fn not_ours(out: &Path, model: &Model) -> QuantizeError {
+    QuantizeError::Output(match is_model(out, model) {
+        true => format!("{} is the model itself; choose another --out", out.display()),
+        false => format!(
             "{} exists and is not the output of this run; choose another --out or delete it",
             out.display()
-        ))),
+        ),
+    })
+}
+
+/// Whether an output folder would be that of the model it is made from.
+pub fn is_model(out: &Path, model: &Model) -> bool {
+    match (out.canonicalize(), model.checkpoint.dir().canonicalize()) {
+        (Ok(out), Ok(model)) => out == model,
+        _ => false,
     }
 }
 

@@ -14,6 +14,12 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+/// The file of the working folder that says what the run is.
+pub const JOURNAL_FILE: &str = "journal.json";
+
+/// The file of the working folder that whoever works there holds locked. It comes first and goes last.
+pub const LOCK_FILE: &str = "lock";
+
 /// What identifies a run: the same model, recipe and calibration tokens.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunId {
@@ -38,26 +44,29 @@ impl Journal {
     /// # Errors
     /// [`QuantizeError::Output`] if the folder holds another run.
     pub fn open(dir: PathBuf, id: &RunId) -> Result<Self, QuantizeError> {
-        let path = dir.join("journal.json");
-        match fs::read(&path) {
-            Ok(bytes) => {
-                let found: Option<RunId> = serde_json::from_slice(&bytes).ok();
-                if found.as_ref() != Some(id) {
-                    let what = found.map_or("an unreadable journal".to_string(), |f| f.difference(id));
-                    return Err(QuantizeError::Output(format!(
-                        "{} holds an unfinished run with {what}; choose another --out, or delete that folder to start over",
-                        dir.display()
-                    )));
-                }
-            }
-            Err(_) => {
-                make_dir(&dir)?;
-                let bytes =
-                    serde_json::to_vec_pretty(id).map_err(|e| QuantizeError::Output(e.to_string()))?;
-                write_atomic(&path, &bytes)?;
-            }
+        if !Self::exists(&dir, id)? {
+            make_dir(&dir)?;
+            let bytes = serde_json::to_vec_pretty(id).map_err(|e| QuantizeError::Output(e.to_string()))?;
+            write_atomic(&dir.join(JOURNAL_FILE), &bytes)?;
         }
         Ok(Self { dir })
+    }
+
+    /// Whether `dir` holds the run `id`; nothing is written.
+    ///
+    /// # Errors
+    /// [`QuantizeError::Output`] if it holds another run.
+    pub(crate) fn exists(dir: &Path, id: &RunId) -> Result<bool, QuantizeError> {
+        let Ok(bytes) = fs::read(dir.join(JOURNAL_FILE)) else { return Ok(false) };
+        let found: Option<RunId> = serde_json::from_slice(&bytes).ok();
+        if found.as_ref() == Some(id) {
+            return Ok(true);
+        }
+        let what = found.map_or("an unreadable journal".to_string(), |f| f.difference(id));
+        Err(QuantizeError::Output(format!(
+            "{} holds an unfinished run with {what}; choose another --out, or delete that folder to start over",
+            dir.display()
+        )))
     }
 
     /// The folder.

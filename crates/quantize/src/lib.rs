@@ -28,8 +28,10 @@ pub use auto::{AUTO_FILE, AutoChoice, AutoJob, AutoTarget, Tried, choose_recipe,
 pub use clock::{Phase, phase_seconds};
 pub use embedding::quantize_embedding;
 pub use error::QuantizeError;
-pub use job::{Job, Outcome, Pages, Progress, activation_bytes, calibration_windows, partial_dir, quantize};
-pub use journal::RunId;
+pub use job::{
+    Job, Outcome, Pages, Progress, activation_bytes, calibration_windows, is_model, partial_dir, quantize,
+};
+pub use journal::{JOURNAL_FILE, LOCK_FILE, RunId};
 pub use methods::attention::QuantizedAttention;
 pub use methods::learned::LearnedBlock;
 pub use plan::{Memory, Plan, PlanOptions, PlannedSite, Speed, Work, plan};

@@ -2,7 +2,7 @@
 
 use crate::QuantizeError;
 use crate::job::Job;
-use crate::journal::{RunId, make_dir};
+use crate::journal::{LOCK_FILE, RunId, make_dir};
 use crate::methods::learned::LearnedBlock;
 use crate::report::{AttentionReport, LayerReport, ModelReport, Report};
 use crate::transforms::Note;
@@ -202,8 +202,19 @@ pub(crate) fn finish_folder(working: &Path, out: &Path) -> Result<(), QuantizeEr
     fs::rename(&output, out).map_err(|e| {
         QuantizeError::Output(format!("cannot rename {} to {}: {e}", output.display(), out.display()))
     })?;
-    let _ = fs::remove_dir_all(working);
+    clear_working(working);
     Ok(())
+}
+
+/// Removes a working folder. A run that is killed meanwhile leaves one that is known by its lock file.
+pub(crate) fn clear_working(working: &Path) {
+    for entry in fs::read_dir(working).into_iter().flatten().flatten() {
+        if entry.file_name() != LOCK_FILE {
+            let path = entry.path();
+            let _ = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+        }
+    }
+    let _ = fs::remove_dir_all(working);
 }
 
 /// A value as indented JSON.

@@ -1,7 +1,7 @@
 //! Options that several commands share. Their comments are what `--help` prints.
 
 use super::choices::{AutoChoice, Calibrate, GridChoice, ProductsChoice, ScalesChoice, SearchChoice};
-use super::values::{at_least, bits, glue, kv_cache, size, time};
+use super::values::{at_least, bits, glue, kv_cache, size, threads, time};
 use clap::{ArgGroup, Args};
 use halfbyte_data::Glue;
 use halfbyte_formats::Scheme;
@@ -15,7 +15,7 @@ pub(crate) struct RecipeArgs {
     #[arg(long, value_name = "NAME|FILE|auto")]
     pub(crate) recipe: String,
     /// Layers to leave in full precision, separated by commas: lm_head, embedding, or parts of layer names such as
-    /// down_proj or layers.0.
+    /// down_proj or layers.0. Instead of those that the recipe keeps (NVFP4 and the other fixed formats: lm_head).
     #[arg(long, value_delimiter = ',', value_name = "LAYERS", help_heading = RECIPE)]
     pub(crate) keep: Option<Vec<String>>,
     /// Bits of the embedding table: 4, 6, 8, or 16 to leave it alone.
@@ -119,16 +119,17 @@ pub(crate) struct OutputArgs {
 #[derive(Clone, Debug, Args)]
 pub(crate) struct MachineArgs {
     /// Threads to compute with [default: one for each core]. The result is the same with any number.
-    #[arg(long, value_name = "N", value_parser = at_least(1))]
+    #[arg(long, value_name = "N", value_parser = threads)]
     pub(crate) threads: Option<usize>,
 }
 
 /// What is measured, and where finished parts are kept.
 #[derive(Clone, Debug, Args)]
 #[command(group = ArgGroup::new("rows").args(["tasks", "images", "classify"]).multiple(true))]
+#[command(group = ArgGroup::new("measured").args(["perplexity", "tasks", "images", "classify"]).multiple(true).required(true))]
 pub(crate) struct MeasureArgs {
     /// UTF-8 text to score.
-    #[arg(long, value_name = "TEXT", required_unless_present = "rows")]
+    #[arg(long, value_name = "TEXT")]
     pub(crate) perplexity: Option<PathBuf>,
     /// Tokens of a window [default: 2048, or the model's context if that is shorter].
     #[arg(long, value_parser = at_least(2), requires = "perplexity")]
@@ -177,7 +178,7 @@ pub(crate) struct MeasureArgs {
     /// tokenizer.json to use instead of the one beside a model.
     #[arg(long, value_name = "FILE")]
     pub(crate) tokenizer: Option<PathBuf>,
-    /// Folder for finished rows and windows, so that a stopped run goes on [default: halfbyte in the user's cache folder].
+    /// Folder for finished rows and windows, so that a stopped run goes on [default: halfbyte in the user's cache folder; of `ablate` cache in its own].
     /// It can be deleted at any time.
     #[arg(long, value_name = "DIR")]
     pub(crate) cache: Option<PathBuf>,

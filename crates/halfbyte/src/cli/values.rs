@@ -19,6 +19,16 @@ pub(super) fn at_least(least: usize) -> impl Fn(&str) -> Result<usize, String> +
     }
 }
 
+/// More than any machine that this is for has.
+const THREADS: usize = 256;
+
+pub(super) fn threads(text: &str) -> Result<usize, String> {
+    text.parse()
+        .ok()
+        .filter(|n| (1..=THREADS).contains(n))
+        .ok_or_else(|| format!("not a whole number from 1 to {THREADS}"))
+}
+
 pub(super) fn at_least_zero(text: &str) -> Result<f64, String> {
     text.parse()
         .ok()

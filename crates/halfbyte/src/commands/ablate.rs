@@ -1,17 +1,17 @@
 //! `halfbyte ablate`: several recipes on one model, quantized, measured in the same way and laid beside each other.
 
-use super::calibration;
-use super::compare::{Compared, compared};
+use super::compare::{self, Compared, compared};
 use super::quantize::quantized;
+use super::{calibration, plan};
 use crate::cli::{AblateArgs, AutoArgs, CalibrationArgs, OutputArgs, QuantizeArgs, RecipeArgs};
 use crate::fail::Failure;
 use crate::output::{self, duration};
-use crate::system;
+use crate::{recipes, system};
 use anyhow::Context;
 use halfbyte_checkpoint::write_atomic;
 use halfbyte_evaluate::ComparedModel;
 use halfbyte_model::Task;
-use halfbyte_quantize::load_recipe;
+use halfbyte_quantize::{PlanOptions, is_model};
 use halfbyte_report::{Ablated, AblatedRun, Ablation, Measured, html, markdown};
 use serde_json::Value;
 use std::fs;
@@ -30,7 +30,9 @@ pub(crate) fn run(args: &AblateArgs) -> anyhow::Result<()> {
     let start = Instant::now();
     system::use_threads(args.machine.threads)?;
     system::stop_on_interrupt()?;
+    // Whatever is wrong with the last of them, or with what is to be measured, is said before the first begins.
     let planned = planned(args)?;
+    compare::check(&args.model, &args.measure)?;
     fs::create_dir_all(&args.out)
         .with_context(|| format!("cannot make the folder {}", args.out.display()))?;
     let mut costs = Vec::with_capacity(planned.len());
@@ -93,12 +95,26 @@ pub(crate) fn run(args: &AblateArgs) -> anyhow::Result<()> {
 
 /// Every recipe with every seed; the calibration text of a seed begins behind that of the seed before.
 fn planned(args: &AblateArgs) -> anyhow::Result<Vec<Planned>> {
-    let model = super::plan::open_original(&args.model, false)?;
+    let model = plan::open_original(&args.model, None)?;
+    if is_model(&args.out, &model) {
+        let message = format!("{} is the model itself; choose another --out", args.out.display());
+        return Err(Failure::new(message).into());
+    }
     let window = calibration::window(&args.calibration, &model)?;
+    let calibrated = args.calibration.data.is_some();
     let mut planned: Vec<Planned> = Vec::new();
+    // What a recipe calibrates on follows from these, and is read once for all that have them in common.
+    let mut amounts: Vec<((bool, u32, u64), PlanOptions)> = Vec::new();
     for recipe in args.recipes.iter().map(|r| r.trim()) {
-        let name = load_recipe(recipe)?.name;
         for seed in 0..args.seeds as u64 {
+            let options = RecipeArgs {
+                recipe: recipe.into(),
+                keep: args.keep.clone(),
+                seed: (args.seeds > 1).then_some(seed),
+                ..RecipeArgs::default()
+            };
+            let chosen = recipes::chosen(&options, &model.architecture, calibrated)?;
+            let (name, seed) = (chosen.name.clone(), chosen.seed);
             let folder = if args.seeds > 1 { format!("{name}.seed{seed}") } else { name.clone() };
             let folder = args.out.join(folder);
             if planned.iter().any(|p| p.folder == folder) {
@@ -108,15 +124,13 @@ fn planned(args: &AblateArgs) -> anyhow::Result<Vec<Planned>> {
             }
             // Other models are calibrated on what the seed draws.
             let windows = model.architecture.head.task == Task::LanguageModel;
-            let skip = usize::from(windows) * seed as usize * args.calibration.calibration_windows * window;
+            let skip = usize::from(windows && args.seeds > 1)
+                * seed as usize
+                * args.calibration.calibration_windows
+                * window;
             let options = QuantizeArgs {
                 model: args.model.clone(),
-                recipe: RecipeArgs {
-                    recipe: recipe.into(),
-                    keep: args.keep.clone(),
-                    seed: (args.seeds > 1).then_some(seed),
-                    ..RecipeArgs::default()
-                },
+                recipe: options,
                 requantize: false,
                 auto: AutoArgs::default(),
                 out: folder.clone(),
@@ -127,6 +141,32 @@ fn planned(args: &AblateArgs) -> anyhow::Result<Vec<Planned>> {
                 output: OutputArgs { json: true },
                 machine: args.machine.clone(),
             };
+            let key = (chosen.needs_calibration(), chosen.coverage.to_bits(), seed);
+            let amount = match amounts.iter().find(|(k, _)| *k == key) {
+                Some((_, amount)) => *amount,
+                None => {
+                    let samples = calibration::read(&model, &chosen, &options.calibration);
+                    // Each seed has its own part of a text; a seed of fewer windows would not be one of the same.
+                    let short = match &samples {
+                        Ok(samples) => samples.note.is_some(),
+                        Err(_) => skip > 0,
+                    };
+                    if windows && args.seeds > 1 && short {
+                        return Err(Failure::new(format!(
+                            "the calibration text is too short for --seeds {} of {} windows of {window} tokens each: it ends at seed {seed}",
+                            args.seeds, args.calibration.calibration_windows
+                        ))
+                        .hint("give a longer text, fewer seeds, or fewer or smaller windows")
+                        .into());
+                    }
+                    let samples = samples.with_context(|| format!("recipe {name}, seed {seed}"))?;
+                    let amount = PlanOptions::of(&model.architecture, &samples.inputs, 0);
+                    amounts.push((key, amount));
+                    amount
+                }
+            };
+            plan::planned(&model, &chosen, &options.calibration, amount)
+                .with_context(|| format!("recipe {name}"))?;
             planned.push(Planned { recipe: name.clone(), seed, folder, options });
         }
     }

@@ -67,15 +67,19 @@ impl Kind {
 pub(super) fn read(model: &Model, recipe: &Recipe, args: &CalibrationArgs) -> anyhow::Result<Samples> {
     let kind = Kind::of(model);
     let window = window(args, model)?;
+    if let Some(path) = args.data.as_ref().filter(|p| !p.exists()) {
+        return Err(Failure::new(format!("--calibration {} does not exist", path.display())).into());
+    }
     if !recipe.needs_calibration() {
         return Ok(Samples { words: "none, weights alone decide".into(), ..Samples::default() });
     }
     let [what, how] = kind.wanted();
     let path = args.data.as_ref().ok_or_else(|| {
-        Failure::new(format!("the recipe {} needs {what} to calibrate on", recipe.name))
+        let with = if recipe.transforms.is_empty() { "" } else { " with its transforms" };
+        Failure::new(format!("the recipe {}{with} needs {what} to calibrate on", recipe.name))
             .hint(format!("give --calibration DATA: {how}"))
     })?;
-    if path.exists() && path.is_dir() != (kind == Kind::Images) {
+    if path.is_dir() != (kind == Kind::Images) {
         let form = if path.is_dir() { "a folder" } else { "a file" };
         return Err(Failure::new(format!(
             "--calibration {} is {form}, and {} is a {} model, which is calibrated on {what}",

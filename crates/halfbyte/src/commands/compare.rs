@@ -11,8 +11,8 @@ use crate::system;
 use halfbyte_data::Metric;
 use halfbyte_evaluate::tasks::{Kind, Task, TaskOutcome, run_tasks};
 use halfbyte_evaluate::{
-    Cache, Classified, ComparedClassification, ComparedModel, ComparedTask, Comparison, LayerError,
-    divergence, paired,
+    Cache, Classified, ComparedClassification, ComparedModel, ComparedTask, Comparison, EvaluateError,
+    LayerError, divergence, paired,
 };
 use halfbyte_model::Model;
 use halfbyte_quantize::Products;
@@ -88,6 +88,20 @@ pub(super) fn compared(
     }
     classes(&all, &labelled, &mut compared, seed.unwrap_or(0), cache.as_ref(), &mut watch)?;
     Ok(Compared { comparison: Comparison { models: compared }, tasks, kept: watch.kept() })
+}
+
+/// Finds out whether the model, and with it quantizations of it, can be measured so; nothing is measured.
+pub(super) fn check(dir: &Path, args: &MeasureArgs) -> anyhow::Result<()> {
+    let model = measure::open(dir, args)?;
+    let (text, tasks) = (measure::text(args, &[&model])?, measure::tasks(args, None)?);
+    if text.is_some() || !tasks.is_empty() {
+        EvaluateError::require_language_model(&model)?;
+    }
+    if let Some((tokens, options)) = text {
+        options.check(&tokens)?;
+    }
+    labelled::open(args, &model, None)?;
+    Ok(())
 }
 
 /// What was found, with all that it depends on.

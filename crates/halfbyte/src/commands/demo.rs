@@ -98,7 +98,8 @@ fn shown(args: &DemoArgs) -> anyhow::Result<()> {
     }
     output::print(&format!(
         "stories260K on TinyStories: linear layers with 4-bit weights and 4-bit inputs, embedding and output layer kept.\n\
-         Calibrated on {CALIBRATION_WINDOWS} windows of {WINDOW} tokens, evaluated on 60 others. Perplexity: lower is better.\n\n{table}\n\
+         Calibrated on {CALIBRATION_WINDOWS} windows of {WINDOW} tokens of the same text, evaluated on 60 others (--coverage 0).\n\
+         Perplexity: lower is better.\n\n{table}\n\
          Bits per weight count scales and shifts; the stories model is so narrow that they weigh more than usual.\n\
          Next: `halfbyte plan MODEL --recipe fpq-w4a4` on a model of yours, and `halfbyte --help`.\n"
     ))

@@ -1,5 +1,6 @@
 //! `halfbyte export`: a quantized folder in the files of other engines.
 
+use super::working::Working;
 use crate::cli::ExportArgs;
 use crate::fail::Failure;
 use crate::output::{self, bytes, duration};
@@ -31,6 +32,7 @@ pub(crate) fn run(args: &ExportArgs) -> anyhow::Result<()> {
     if let (Some(target), true) = (args.to.iter().find(|t| !t.is_gguf()), args.rest.is_some()) {
         return Err(Failure::new(format!("--rest is for GGUF; {target} keeps the rest as it is")).into());
     }
+    let _working = Working::take_anew(&args.out)?;
     let single = args.to.len() == 1;
     let bar = Bar::new("tensors");
     let mut done: Vec<Exported> = Vec::new();

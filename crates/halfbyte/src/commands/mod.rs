@@ -15,3 +15,4 @@ pub(crate) mod recipes;
 pub(crate) mod report;
 pub(crate) mod synth;
 pub(crate) mod transform;
+mod working;

@@ -16,7 +16,7 @@ use std::fmt::Write;
 
 pub(crate) fn run(args: &PlanArgs, every_layer: bool) -> anyhow::Result<()> {
     system::use_threads(args.machine.threads)?;
-    let model = open_original(&args.model, args.requantize)?;
+    let model = open_original(&args.model, Some(args.requantize))?;
     let recipe = recipes::chosen(&args.recipe, &model.architecture, args.calibration.data.is_some())?;
     let (amount, words) = calibration::amount(&model, &recipe, &args.calibration)?;
     let (plan, _) = planned(&model, &recipe, &args.calibration, amount)?;
@@ -40,7 +40,7 @@ pub(crate) fn run(args: &PlanArgs, every_layer: bool) -> anyhow::Result<()> {
     text += &if every_layer { layers(&plan) } else { kinds(&plan) };
     writeln!(text)?;
     text += &headline(&plan)?;
-    text += &source_line(&model);
+    text += &source_lines(&model);
     writeln!(
         text,
         "time           about {} here, with {} threads",
@@ -85,25 +85,43 @@ fn check(
     Ok(())
 }
 
-/// Opens a model that is to be quantized. One that is quantized already is taken only where the user asks for it.
-pub(crate) fn open_original(dir: &std::path::Path, requantize: bool) -> anyhow::Result<Model> {
+/// Opens a model that is to be quantized. One that is quantized already is taken only where the user asks for it, with a
+/// command that has the option.
+pub(crate) fn open_original(dir: &std::path::Path, requantize: Option<bool>) -> anyhow::Result<Model> {
     let model = Model::open(dir).with_context(|| format!("cannot use the model {}", dir.display()))?;
     match (&model.manifest, &model.values_of) {
         (None, None) => Ok(model),
-        _ if requantize => Ok(model.dequantized()?),
+        _ if requantize == Some(true) => Ok(model.dequantized()?),
         _ => Err(Failure::new(format!("{} is already quantized", dir.display()))
-            .hint(
-                "give the full-precision checkpoint it was made from; or --requantize, which starts from its rounded weights",
-            )
+            .hint(match requantize {
+                None => "give the full-precision checkpoint it was made from",
+                _ => "give the full-precision checkpoint it was made from; or --requantize, which starts from its rounded weights",
+            })
             .into()),
     }
 }
 
-/// A line that says so if the model is itself a quantized one.
-pub(crate) fn source_line(model: &Model) -> String {
-    let line =
-        |form| format!("source         the rounded weights of {form}; errors are measured against them\n");
-    model.values_of.as_ref().map_or_else(String::new, line)
+/// A tensor of a block after those that the configuration counts.
+fn beyond_the_last_block(model: &Model) -> Option<&str> {
+    let blocks = &model.architecture.blocks;
+    let (before, _) = blocks.first()?.attention_name().split_once(".0.")?;
+    let number = |name: &str| name.strip_prefix(before)?.strip_prefix('.')?.split('.').next()?.parse().ok();
+    model.checkpoint.names().find(|name| number(name).is_some_and(|n: usize| n >= blocks.len()))
+}
+
+/// Lines that say so if the model is itself a quantized one, or its files have more than the network.
+pub(crate) fn source_lines(model: &Model) -> String {
+    let mut lines = String::new();
+    if let Some(form) = &model.values_of {
+        lines += &format!("source         the rounded weights of {form}; errors are measured against them\n");
+    }
+    if let Some(tensor) = beyond_the_last_block(model) {
+        let blocks = model.architecture.blocks.len();
+        lines += &format!(
+            "note           config.json counts {blocks} blocks; {tensor} and others like it are no part of the network and stay as they are\n"
+        );
+    }
+    lines
 }
 
 /// The plan of a run on this amount of inputs and how it keeps its activations: in memory where --memory-limit or the

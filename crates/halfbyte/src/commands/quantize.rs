@@ -1,7 +1,7 @@
 //! `halfbyte quantize`: the whole run, from a checkpoint to the output folder.
 
-use super::calibration::Samples;
-use super::plan::{headline, open_original, planned, source_line};
+use super::plan::{headline, open_original, planned, source_lines};
+use super::working::Working;
 use super::{calibration, report};
 use crate::cli::QuantizeArgs;
 use crate::fail::Failure;
@@ -17,8 +17,8 @@ use halfbyte_quantize::{
 };
 use serde_json::{Map, Value, json};
 use std::fmt::Write;
-use std::fs::{self, File, TryLockError};
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 use tracing::debug;
 
@@ -76,9 +76,11 @@ impl Auto {
         args: &QuantizeArgs,
         model: &Model,
         candidates: &[Recipe],
-        samples: &Samples,
         announce: bool,
     ) -> anyhow::Result<Self> {
+        let most = candidates.iter().max_by(|a, b| a.coverage.total_cmp(&b.coverage));
+        let most = most.context("no recipe fits this model")?;
+        let samples = calibration::read(model, most, &args.calibration)?;
         let amount = PlanOptions::of(&model.architecture, &samples.inputs, 0);
         let (mut predicted_peak, mut activation_memory) = (0, u64::MAX);
         for recipe in candidates {
@@ -97,7 +99,7 @@ impl Auto {
             .hint("allow more, or name a recipe")
             .into());
         }
-        let _lock = Lock::take(&args.out)?;
+        let _lock = Working::take(&args.out)?;
         let mut bar = Bar::new("blocks tried");
         let job = AutoJob {
             model,
@@ -152,20 +154,21 @@ fn auto_text(choice: &AutoChoice, predicted_peak: u64) -> anyhow::Result<String>
 /// Does what the options say; with `announce` the plan is printed before it begins.
 pub(super) fn quantized(args: &QuantizeArgs, announce: bool) -> anyhow::Result<Finished> {
     let (start, before) = (Instant::now(), phase_seconds());
-    let model = open_original(&args.model, args.requantize)?;
+    let model = open_original(&args.model, Some(args.requantize))?;
     let candidates = candidates(args, &model)?;
-    let samples = calibration::read(&model, &candidates[0], &args.calibration)?;
-    let amount = PlanOptions::of(&model.architecture, &samples.inputs, 0);
     let auto = match candidates.len() {
         1 => None,
-        _ => Some(Auto::choose(args, &model, &candidates, &samples, announce)?),
+        _ => Some(Auto::choose(args, &model, &candidates, announce)?),
     };
     let recipe = auto.as_ref().map_or(&candidates[0], |a| &a.recipe).clone();
+    // Of the chosen recipe: what `auto` tried them on may be more.
+    let samples = calibration::read(&model, &recipe, &args.calibration)?;
+    let amount = PlanOptions::of(&model.architecture, &samples.inputs, 0);
     let (plan, options) = planned(&model, &recipe, &args.calibration, amount)?;
     let activation_memory = options.activation_memory;
     if announce {
         let mut text = headline(&plan)?;
-        text += &source_line(&model);
+        text += &source_lines(&model);
         writeln!(text, "calibration    {}", samples.words)?;
         if let Some(note) = &samples.note {
             writeln!(text, "               ({note})")?;
@@ -173,7 +176,7 @@ pub(super) fn quantized(args: &QuantizeArgs, announce: bool) -> anyhow::Result<F
         output::print(&text)?;
     }
 
-    let lock = Lock::take(&args.out)?;
+    let lock = Working::take(&args.out)?;
     require_space_for(&plan, &args.out)?;
     debug!(?recipe, memory = ?plan.memory, "begin");
     let mut bar = Bar::new("layers");
@@ -284,40 +287,4 @@ fn require_space_for(plan: &Plan, out: &Path) -> anyhow::Result<()> {
     };
     let needed = (plan.output_bytes + plan.working_bytes).saturating_sub(there);
     require_space(&partial, needed).context("the run would not fit on the disk")
-}
-
-/// Keeps two processes from the same working folder. The system lets go of it however the process ends.
-pub(super) struct Lock {
-    dir: PathBuf,
-    path: PathBuf,
-    _file: File,
-}
-
-impl Lock {
-    pub(super) fn take(out: &Path) -> anyhow::Result<Self> {
-        let dir = partial_dir(out)?;
-        let path = dir.join("lock");
-        fs::create_dir_all(&dir).with_context(|| format!("cannot make the folder {}", dir.display()))?;
-        let file = File::options().write(true).create(true).truncate(false).open(&path);
-        let file = file.with_context(|| format!("cannot write {}", path.display()))?;
-        match file.try_lock() {
-            Ok(()) => Ok(Self { dir, path, _file: file }),
-            Err(TryLockError::WouldBlock) => {
-                Err(Failure::new(format!("another halfbyte is working on {} at this moment", out.display()))
-                    .hint("wait for it, or choose another --out")
-                    .into())
-            }
-            Err(TryLockError::Error(e)) => Err(e).with_context(|| format!("cannot lock {}", path.display())),
-        }
-    }
-}
-
-impl Drop for Lock {
-    /// A run that was refused leaves nothing behind: the folder goes if nothing else is in it.
-    fn drop(&mut self) {
-        let only_lock = fs::read_dir(&self.dir).is_ok_and(|entries| entries.count() == 1);
-        if only_lock && fs::remove_file(&self.path).is_ok() {
-            let _ = fs::remove_dir(&self.dir);
-        }
-    }
 }

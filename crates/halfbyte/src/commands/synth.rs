@@ -1,5 +1,6 @@
 //! `halfbyte synth`: a random checkpoint in the shape of a known model.
 
+use super::working::Working;
 use crate::cli::SynthArgs;
 use crate::fail::Failure;
 use crate::output::{self, bytes};
@@ -19,7 +20,8 @@ pub(crate) fn run(args: &SynthArgs) -> anyhow::Result<()> {
             .into());
     }
     // The folder appears whole. What a killed run left is written anew.
-    let partial = partial_dir(&args.out)?;
+    let _working = Working::take_anew(&args.out)?;
+    let partial = partial_dir(&args.out)?.join("output");
     if partial.exists() {
         fs::remove_dir_all(&partial).with_context(|| format!("cannot clear {}", partial.display()))?;
     }

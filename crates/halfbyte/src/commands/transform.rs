@@ -1,13 +1,13 @@
 //! `halfbyte transform`: an equal full-precision checkpoint that is easier to quantize.
 
 use super::calibration::{self, Samples};
-use super::plan::{open_original, source_line};
-use super::quantize::Lock;
+use super::plan::{open_original, source_lines};
+use super::working::Working;
 use crate::cli::TransformArgs;
 use crate::fail::Failure;
 use crate::output::{self, Table, bytes, duration};
 use crate::progress::Bar;
-use crate::system;
+use crate::{recipes, system};
 use halfbyte_model::Task;
 use halfbyte_quantize::transforms::{Note, StoredAs, TransformJob, TransformReport, transform_checkpoint};
 use halfbyte_quantize::{Recipe, Transform, load_recipe};
@@ -26,8 +26,9 @@ pub(crate) fn run(args: &TransformArgs) -> anyhow::Result<()> {
         .hint("--activation-memory says when activations go to files")
         .into());
     }
-    let model = open_original(&args.model, false)?;
+    let model = open_original(&args.model, None)?;
     let mut recipe = Recipe { transforms: args.with.clone(), ..load_recipe(&args.recipe)? };
+    recipes::check_parts(&recipe, &model.architecture)?;
     if model.architecture.head.task != Task::LanguageModel {
         recipe.coverage = 0.0;
     }
@@ -37,7 +38,7 @@ pub(crate) fn run(args: &TransformArgs) -> anyhow::Result<()> {
         false => Samples { words: "none, rotations look at no inputs".into(), ..Samples::default() },
     };
     if !args.output.json {
-        let mut text = source_line(&model);
+        let mut text = source_lines(&model);
         writeln!(text, "to ease        {}", recipe.name)?;
         writeln!(text, "calibration    {}", samples.words)?;
         if let Some(note) = &samples.note {
@@ -45,7 +46,7 @@ pub(crate) fn run(args: &TransformArgs) -> anyhow::Result<()> {
         }
         output::print(&text)?;
     }
-    let lock = Lock::take(&args.out)?;
+    let lock = Working::take(&args.out)?;
     let mut bar = Bar::new("layers");
     let job = TransformJob {
         model: &model,

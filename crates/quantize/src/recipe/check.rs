@@ -14,6 +14,10 @@ impl Recipe {
     pub fn check(&self) -> Result<(), QuantizeError> {
         let wrong =
             |field: &str, message: String| Err(QuantizeError::Recipe { field: field.into(), message });
+        // Folders and files are named after it.
+        if ["", ".", ".."].contains(&self.name.as_str()) || self.name.contains(['/', '\\', ':']) {
+            return wrong("name", format!("{:?} cannot be the name of a folder", self.name));
+        }
         for (field, bits) in [
             ("weight_bits", self.weight_bits),
             ("activation_bits", self.activation_bits),
@@ -34,7 +38,19 @@ impl Recipe {
                     "is for methods that choose formats; method = \"scheme\" has schemes".into(),
                 );
             }
+            Method::Scheme if self.max_bits.is_some() && self.alternatives.is_empty() => {
+                return wrong(
+                    "max_bits",
+                    "has nothing to choose from: with method = \"scheme\" it goes with alternatives, in a recipe file".into(),
+                );
+            }
             Method::Scheme => self.check_schemes()?,
+            Method::MinmaxInt | Method::MinmaxFp if self.uses_factor() => {
+                return wrong(
+                    "correct",
+                    "and feedback are for fpq and scheme: MinMax rounds to the nearest value".into(),
+                );
+            }
             _ if self.weight_scheme.is_some() || self.input_scheme.is_some() => {
                 return wrong("weight_scheme", "and input_scheme go with method = \"scheme\"".into());
             }
@@ -68,7 +84,7 @@ impl Recipe {
             }
         }
         if !(self.damping > 0.0 && self.damping <= 10.0) {
-            return wrong("damping", format!("{} is not between 0 and 10", self.damping));
+            return wrong("damping", format!("{} is not above 0 and at most 10", self.damping));
         }
         if !(0.0..=4.0).contains(&self.coverage) {
             return wrong("coverage", format!("{} is not between 0 and 4", self.coverage));
@@ -195,10 +211,11 @@ impl Recipe {
 /// # Errors
 /// Why not, as a message.
 fn check_input(input: Scheme) -> Result<(), String> {
-    // 32 channels are whole blocks of any kind.
+    // Whole blocks of any kind; whether a layer's channels are is for its shape to say.
+    let channels = if let Granularity::Group(group) = input.granularity { group } else { 32 };
     match input.dynamic {
         _ if !input.element.is_signed() => Err(format!("{input} has no negative numbers")),
-        true => InputQuantizer::dynamic(input, 1.0, 32).map(|_| ()).map_err(|e| e.to_string()),
+        true => InputQuantizer::dynamic(input, 1.0, channels).map(|_| ()).map_err(|e| e.to_string()),
         false if input == Scheme::new(input.element, Granularity::Tensor) => Ok(()),
         false => {
             Err(format!("{input} cannot be computed; static inputs have one f32 scale, as e4m3fn/tensor"))

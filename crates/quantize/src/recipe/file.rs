@@ -5,8 +5,8 @@ use crate::{QuantizeError, Recipe};
 use std::path::Path;
 
 /// The built-in recipe of this name, or else the recipe in the TOML file at this path. Fields that the file leaves out
-/// have the default recipe's values; the name is that of the file. With `method = "scheme"`, `correct` and `feedback` are off
-/// unless the file says otherwise.
+/// have the default recipe's values; the name is that of the file. With other methods than `fpq`, `correct` and `feedback` are
+/// off unless the file says otherwise.
 ///
 /// # Errors
 /// [`QuantizeError::UnknownRecipe`] for what is neither; for a file, what is wrong with it, by field.
@@ -41,8 +41,8 @@ fn parse(text: &str) -> Result<Recipe, String> {
     if !says("name") {
         recipe.name = UNNAMED.into();
     }
-    if recipe.method == Method::Scheme {
-        // They need a calibration text, which rounding to nearest does not.
+    if recipe.method != Method::Fpq {
+        // Rounding to nearest needs no calibration text, as they do.
         recipe.correct &= says("correct");
         recipe.feedback &= says("feedback");
     }
@@ -74,6 +74,19 @@ mod tests {
     fn a_misspelt_field_is_named_with_its_line() {
         let error = parse("weight_bits = 4\nwieght_bits = 4\n").unwrap_err();
         assert!(error.contains("line 2") && error.contains("wieght_bits"), "{error}");
+    }
+
+    #[test]
+    fn correction_and_feedback_are_on_where_a_method_has_them() {
+        let parsed =
+            |method: &str| parse(&format!("method = \"{method}\"\nweight_scheme = \"int4/channel\"\n"));
+        let uses = |method: &str| parsed(method).unwrap().uses_factor();
+        assert_eq!(
+            (uses("fpq"), uses("minmax-int"), uses("minmax-fp"), uses("scheme")),
+            (true, false, false, false)
+        );
+        let wanted = parse("name = \"x\"\nmethod = \"minmax-int\"\nfeedback = true\n").unwrap();
+        assert!(wanted.check().unwrap_err().to_string().contains("feedback"));
     }
 
     #[test]

@@ -23,20 +23,36 @@ pub struct Assumed {
 const CLIPS: [f32; 10] = [1.0, 0.85, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.12, 0.06];
 
 impl Assumed {
-    /// What a recipe does to the layers that it names no scheme for. For FPQ it is E2M1 (E2M3, E2M5) with one scale a row of
-    /// weights and one for all inputs.
+    /// What a recipe does to the layers that it names neither a scheme nor bits for. For FPQ it is E2M1 (E2M3, E2M5) with one
+    /// scale a row of weights and one for all inputs.
     pub fn of(recipe: &Recipe) -> Self {
-        if recipe.method == Method::Scheme {
-            return Self { weight: recipe.weight_scheme, input: recipe.input_scheme, clip: false };
+        match recipe.method {
+            Method::Scheme => Self { weight: recipe.weight_scheme, input: recipe.input_scheme, clip: false },
+            _ => Self::of_bits(recipe, recipe.weight_bits, recipe.activation_bits),
         }
+    }
+
+    /// What a recipe does to layers that share an input: to the first of them that is quantized.
+    pub(crate) fn at(recipe: &Recipe, sites: &[Site]) -> Self {
+        let Some(site) = sites.iter().find(|s| !recipe.leaves(s)) else { return Self::of(recipe) };
+        match recipe.layer_scheme(&site.name) {
+            Some(scheme) => Self { weight: scheme.weight, input: scheme.input, clip: false },
+            None => {
+                let (weight, input) = recipe.bits_of(&site.name);
+                Self::of_bits(recipe, weight, input)
+            }
+        }
+    }
+
+    fn of_bits(recipe: &Recipe, weight: u32, input: u32) -> Self {
         let element = |bits: u32| match recipe.method {
             _ if bits >= 16 => None,
             Method::MinmaxInt => Some(Element::Int { bits: bits as u8 }),
             _ => Some(Element::Float { exponent: 2, mantissa: bits as u8 - 3 }),
         };
         Self {
-            weight: element(recipe.weight_bits).map(|e| Scheme::new(e, Granularity::Channel)),
-            input: element(recipe.activation_bits).map(|e| Scheme::new(e, Granularity::Tensor)),
+            weight: element(weight).map(|e| Scheme::new(e, Granularity::Channel)),
+            input: element(input).map(|e| Scheme::new(e, Granularity::Tensor)),
             clip: recipe.method == Method::Fpq,
         }
     }
@@ -102,4 +118,30 @@ pub(crate) fn block_quantizer(scheme: Scheme, largest: f32) -> Result<BlockQuant
     let scale = if nvfp4 && largest > 0.0 { tensor_scale(largest) } else { 1.0 };
     let rule = if scheme.dynamic && !nvfp4 { ScaleRule::RoundUp } else { ScaleRule::Absmax };
     Ok(BlockQuantizer::new(Scheme { dynamic: false, ..scheme }, scale, rule)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_of_their_own_are_assumed_as_they_will_be() {
+        let site = |name: &str| Site::new(name, 64, 64);
+        let (up, down) = ([site("layers.0.mlp.up_proj")], [site("layers.0.mlp.down_proj")]);
+        let int8: Scheme = "int8/channel".parse().unwrap();
+        let mut recipe = Recipe::named("nvfp4-w4a16").unwrap();
+        recipe.schemes.insert("down_proj".into(), int8);
+        assert_eq!(Assumed::at(&recipe, &up).weight, Some(Scheme::NVFP4));
+        assert_eq!(Assumed::at(&recipe, &down), Assumed { weight: Some(int8), input: None, clip: false });
+
+        let mut recipe = Recipe::named("fpq-w4a4").unwrap();
+        recipe.layer_bits.insert("down_proj".into(), 8);
+        let bits = |assumed: Assumed| [assumed.weight, assumed.input].map(|s| s.map(|s| s.element.bits()));
+        assert_eq!(bits(Assumed::at(&recipe, &up)), [Some(4); 2]);
+        assert_eq!(bits(Assumed::at(&recipe, &down)), [Some(8); 2]);
+        // Where the first is left alone, the next one counts.
+        recipe.keep = vec!["up_proj".into()];
+        let both = [up, down].concat();
+        assert_eq!(bits(Assumed::at(&recipe, &both)), [Some(8); 2]);
+    }
 }

@@ -138,11 +138,11 @@ pub(crate) fn transform_block(
             continue;
         }
         let surveys = survey(block, hidden, around)?;
-        let assumed = transform.assumed(&Assumed::of(recipe));
         for (tap, survey) in surveys.iter().enumerate() {
             if !transform.wants(&block.spec, tap, recipe) {
                 continue;
             }
+            let assumed = transform.assumed(&Assumed::at(recipe, &block.spec.taps[tap].sites));
             let layers = block.spec.taps[tap].sites.iter().map(|s| s.name.clone()).collect();
             let mut note = Note {
                 transform: transform.to_string(),
@@ -190,9 +190,10 @@ pub(crate) fn check_shapes(architecture: &Architecture, recipe: &Recipe) -> Resu
     for (transform, spec) in
         recipe.transforms.iter().flat_map(|t| architecture.blocks.iter().map(move |b| (t, b)))
     {
-        let assumed = transform.assumed(&Assumed::of(recipe));
         for tap in (0..spec.taps.len()).filter(|&tap| transform.wants(spec, tap, recipe)) {
-            spec.taps[tap].sites.iter().try_for_each(|site| assumed.check(site))?;
+            let sites = &spec.taps[tap].sites;
+            let assumed = transform.assumed(&Assumed::at(recipe, sites));
+            sites.iter().try_for_each(|site| assumed.check(site))?;
         }
     }
     Ok(())

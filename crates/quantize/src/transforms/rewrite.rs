@@ -3,7 +3,7 @@
 use super::rotate::{Outside, Rotation};
 use super::{Note, Transform, check_shapes, transform_block};
 use crate::inputs::Packs;
-use crate::job::{Progress, check_finite, id_of, partial_dir, place};
+use crate::job::{Progress, check_finite, id_of, not_ours, partial_dir, place};
 use crate::journal::{Journal, RunId};
 use crate::output::{begin_folder, copy_companions, finish_folder, json, untied_tensors};
 use crate::store::{Place, Store, windows_side_by_side};
@@ -94,10 +94,7 @@ pub fn transform_checkpoint(
         let report = report.and_then(|b| serde_json::from_slice::<TransformReport>(&b).ok());
         return match report.filter(|r| r.run == id) {
             Some(report) => Ok((report, true)),
-            None => Err(QuantizeError::Output(format!(
-                "{} exists and is not the output of this run; choose another --out or delete it",
-                job.out.display()
-            ))),
+            None => Err(not_ours(job.out, job.model)),
         };
     }
     check_shapes(&job.model.architecture, job.recipe)?;

@@ -8,7 +8,7 @@ use std::str::FromStr;
 /// All names with what their settings are, for help and complaints.
 pub const TRANSFORMS: [(&str, &str); 6] = [
     ("smooth-quant", "alpha=0 to 1, or alpha=search; default 0.5"),
-    ("os-plus", "steps=thresholds of the grid, default 100; shift=true|false, default true"),
+    ("os-plus", "steps=thresholds of the grid, 1 to 10000, default 100; shift=true|false, default true"),
     ("awq", ""),
     ("pow2", ""),
     ("rotate", "block=channels that are mixed, default all"),
@@ -83,6 +83,9 @@ impl FromStr for Transform {
         let mut transform = Self { kind, taps: kind.default_taps(), migrate: false };
         for part in parts {
             let (key, value) = part.split_once('=').unwrap_or((part, ""));
+            if text.split(':').skip(1).filter(|p| p.split('=').next() == Some(key)).count() > 1 {
+                return Err(format!("{text} says {key} twice"));
+            }
             transform.set(key, value).ok_or_else(|| {
                 let settings = TRANSFORMS.iter().find(|t| t.0 == name).map_or("", |t| t.1);
                 let taps =
