@@ -78,14 +78,14 @@ impl AutoTarget {
                 ("mxfp4-gptq-w4a16", &["awq"]),
                 ("mxfp4-gptq-w4a16", &["pow2"]),
             ],
-            // The published search takes longest and is there for comparison.
             Self::Fpq => vec![
                 ("fpq-w4a4", &[]),
-                ("fpq-published-w4a4", &[]),
                 ("fpq-w4a4", &["smooth-quant:alpha=search"]),
                 ("fpq-w4a4", &["os-plus:steps=20"]),
                 ("fpq-w4a4", &["awq"]),
                 ("fpq-w4a4", &["rotate", "hadamard-heads"]),
+                // The slowest, there for comparison.
+                ("fpq-published-w4a4", &[]),
             ],
         }
     }
