@@ -142,7 +142,7 @@ def write(args, kept, original, found):
             f"tokens of {args.calibration.name}, others for each seed; perplexity and mean KL divergence over {args.windows} windows of "
             f"{args.window} tokens of {args.text.name}"
             + (f"; mean accuracy of {len(tasks)} tasks, {args.limit} rows each" if tasks else "")
-            + f"; {args.products} products; ± the standard deviation of a seed. What each costs is in docs/performance.md.",
+            + f"; {args.products} products; ± the standard deviation of a seed.",
             "", *table(original, found)]
     begin, end = f"<!-- methods {args.group} -->", f"<!-- end of methods {args.group} -->"
     section = "\n".join([begin, "", *text, "", end])

@@ -36,8 +36,8 @@ pub struct Exported {
 ///
 /// `rest` says how a GGUF file has the matrices that are not quantized; other targets keep them as they are.
 ///
-/// The folder takes shape in `dir` with `.partial` added, as `output`, and is renamed once every value has been found the same; else it
-/// is removed.
+/// The folder takes shape in `dir` with `.partial` added, as `output`, and is renamed once every value has been found the same;
+/// else it is removed.
 ///
 /// # Errors
 /// What the target cannot hold, an existing `dir`, what cannot be read or written, or a value that differs.

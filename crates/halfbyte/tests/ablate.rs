@@ -88,6 +88,7 @@ fn what_cannot_be_compared_is_refused_before_anything_is_done() {
     instead("--window", "100000", &["--window 100000"]);
     instead("--skip-tokens", "100000000", &["after skipping 100000000"]);
     instead("--calibration", "missing.txt", &["missing.txt"]);
+    finish(ablate(&scratch, "fpq-w4a4").args(["--seeds", "1000"])).refused(&["too short for --seeds 1000"]);
     let tasks = ["--tasks", "nonsense", "--task-dir", "."];
     finish(ablate(&scratch, "fpq-w4a4").args(tasks)).refused(&["nonsense"]);
     assert!(!scratch.path("ablation").exists());

@@ -178,8 +178,8 @@ pub(crate) struct MeasureArgs {
     /// tokenizer.json to use instead of the one beside a model.
     #[arg(long, value_name = "FILE")]
     pub(crate) tokenizer: Option<PathBuf>,
-    /// Folder for finished rows and windows, so that a stopped run goes on [default: halfbyte in the user's cache folder; of `ablate` cache in its own].
-    /// It can be deleted at any time.
+    /// Folder for finished rows and windows, so that a stopped run goes on [default: halfbyte in the user's cache folder; of
+    /// `ablate` cache in its own]. It can be deleted at any time.
     #[arg(long, value_name = "DIR")]
     pub(crate) cache: Option<PathBuf>,
     /// Keep no finished rows, and use none of an earlier run.

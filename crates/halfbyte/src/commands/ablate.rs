@@ -10,8 +10,8 @@ use crate::{recipes, system};
 use anyhow::Context;
 use halfbyte_checkpoint::write_atomic;
 use halfbyte_evaluate::ComparedModel;
-use halfbyte_model::Task;
-use halfbyte_quantize::{PlanOptions, is_model};
+use halfbyte_model::{Model, Task};
+use halfbyte_quantize::{PlanOptions, Recipe, is_model};
 use halfbyte_report::{Ablated, AblatedRun, Ablation, Measured, html, markdown};
 use serde_json::Value;
 use std::fs;
@@ -145,22 +145,8 @@ fn planned(args: &AblateArgs) -> anyhow::Result<Vec<Planned>> {
             let amount = match amounts.iter().find(|(k, _)| *k == key) {
                 Some((_, amount)) => *amount,
                 None => {
-                    let samples = calibration::read(&model, &chosen, &options.calibration);
-                    // Each seed has its own part of a text; a seed of fewer windows would not be one of the same.
-                    let short = match &samples {
-                        Ok(samples) => samples.note.is_some(),
-                        Err(_) => skip > 0,
-                    };
-                    if windows && args.seeds > 1 && short {
-                        return Err(Failure::new(format!(
-                            "the calibration text is too short for --seeds {} of {} windows of {window} tokens each: it ends at seed {seed}",
-                            args.seeds, args.calibration.calibration_windows
-                        ))
-                        .hint("give a longer text, fewer seeds, or fewer or smaller windows")
-                        .into());
-                    }
-                    let samples = samples.with_context(|| format!("recipe {name}, seed {seed}"))?;
-                    let amount = PlanOptions::of(&model.architecture, &samples.inputs, 0);
+                    let amount = amount(args, &model, &chosen, &options.calibration)
+                        .with_context(|| format!("recipe {name}, seed {seed}"))?;
                     amounts.push((key, amount));
                     amount
                 }
@@ -171,6 +157,34 @@ fn planned(args: &AblateArgs) -> anyhow::Result<Vec<Planned>> {
         }
     }
     Ok(planned)
+}
+
+/// How much one seed calibrates on. Each has its own part of a text, and one of fewer windows would not be one of the same.
+///
+/// # Errors
+/// The text does not suffice for all seeds, or cannot be read.
+fn amount(
+    args: &AblateArgs,
+    model: &Model,
+    recipe: &Recipe,
+    calibration: &CalibrationArgs,
+) -> anyhow::Result<PlanOptions> {
+    let samples = calibration::read(model, recipe, calibration);
+    let short = match &samples {
+        Ok(samples) => samples.note.is_some(),
+        Err(_) => calibration.calibration_skip > args.calibration.calibration_skip,
+    };
+    if short && args.seeds > 1 && model.architecture.head.task == Task::LanguageModel {
+        return Err(Failure::new(format!(
+            "the calibration text is too short for --seeds {} of {} windows of {} tokens each",
+            args.seeds,
+            calibration.calibration_windows,
+            calibration::window(calibration, model)?
+        ))
+        .hint("give a longer text, fewer seeds, or fewer or smaller windows")
+        .into());
+    }
+    Ok(PlanOptions::of(&model.architecture, &samples?.inputs, 0))
 }
 
 /// Quantizes, unless it is done; what a run cost stands beside its folder.

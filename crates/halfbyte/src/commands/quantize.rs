@@ -99,7 +99,7 @@ impl Auto {
             .hint("allow more, or name a recipe")
             .into());
         }
-        let _lock = Working::take(&args.out)?;
+        let _working = Working::take(&args.out)?;
         let mut bar = Bar::new("blocks tried");
         let job = AutoJob {
             model,
@@ -176,7 +176,7 @@ pub(super) fn quantized(args: &QuantizeArgs, announce: bool) -> anyhow::Result<F
         output::print(&text)?;
     }
 
-    let lock = Working::take(&args.out)?;
+    let working = Working::take(&args.out)?;
     require_space_for(&plan, &args.out)?;
     debug!(?recipe, memory = ?plan.memory, "begin");
     let mut bar = Bar::new("layers");
@@ -197,7 +197,7 @@ pub(super) fn quantized(args: &QuantizeArgs, announce: bool) -> anyhow::Result<F
     let phases = phases.map(|((phase, s), (_, before))| (phase.name().into(), (s - before).into())).collect();
     let resumed = bar.resumed();
     drop(bar);
-    drop(lock);
+    drop(working);
     Ok(Finished {
         source: model.values_of.clone(),
         task: model.architecture.head.task,

@@ -46,7 +46,7 @@ pub(crate) fn run(args: &TransformArgs) -> anyhow::Result<()> {
         }
         output::print(&text)?;
     }
-    let lock = Working::take(&args.out)?;
+    let working = Working::take(&args.out)?;
     let mut bar = Bar::new("layers");
     let job = TransformJob {
         model: &model,
@@ -58,7 +58,7 @@ pub(crate) fn run(args: &TransformArgs) -> anyhow::Result<()> {
     };
     let (report, was_finished) = transform_checkpoint(&job, &mut bar)?;
     let resumed = bar.resumed();
-    drop((bar, lock));
+    drop((bar, working));
     let seconds = start.elapsed().as_secs_f64();
     let peak = system::peak_rss_bytes();
     if args.output.json {
