@@ -369,6 +369,10 @@ pub(crate) struct TransformArgs {
     pub(crate) dtype: Option<DtypeChoice>,
     #[command(flatten)]
     pub(crate) calibration: CalibrationArgs,
+    /// Windows of tokens drawn from the vocabulary to calibrate on besides the text, as a share of its windows, whatever the
+    /// recipe of --for says: what factors are computed from is the text alone, as published, unless this asks for more.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
+    pub(crate) coverage: f32,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
     #[command(flatten)]

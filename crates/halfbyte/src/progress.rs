@@ -71,6 +71,7 @@ impl Drop for Bar {
 
 impl Progress for Bar {
     fn begin(&mut self, layers: usize, finished: usize) {
+        system::give_back_freed_memory();
         self.finished = finished;
         self.set(finished, layers);
         // The earlier run's layers say nothing of this one's speed.
@@ -86,6 +87,10 @@ impl Progress for Bar {
             true => self.stage(self.unit.into()),
             false => self.stage(format!("{} (learning, step {done} of {all})", self.unit)),
         }
+    }
+
+    fn freed(&mut self) {
+        system::give_back_freed_memory();
     }
 
     fn stopped(&self) -> bool {

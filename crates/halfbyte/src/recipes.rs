@@ -5,10 +5,10 @@ use crate::fail::Failure;
 use anyhow::Context;
 use halfbyte_model::{Architecture, Task};
 use halfbyte_quantize::search::Grid;
-use halfbyte_quantize::{AutoTarget, Method, Recipe, Scales, load_recipe};
+use halfbyte_quantize::{AutoTarget, Method, Recipe, load_recipe};
 
-/// The recipe of the options, for a model with these layers. With calibration data a built-in recipe that would choose block
-/// scales by the weights alone looks at the inputs too, which is better by far (docs/formats.md).
+/// The recipe of the options, for a model with these layers. With calibration data automatic block scales look at the inputs, which
+/// is better by far (docs/formats.md).
 pub(crate) fn chosen(
     args: &RecipeArgs,
     architecture: &Architecture,
@@ -60,7 +60,6 @@ pub(crate) fn chosen(
         None if !language_model => recipe.coverage = 0.0,
         None => {}
     }
-    let by_weights = matches!(recipe.scales, Scales::Sweep | Scales::FourOverSix) && !recipe.uses_factor();
     match args.scales {
         Some(_) if recipe.method != Method::Scheme => {
             return Err(Failure::new(format!(
@@ -71,10 +70,7 @@ pub(crate) fn chosen(
             .into());
         }
         Some(scales) => recipe.scales = scales.into(),
-        None if calibrated && by_weights && Recipe::names().contains(&args.recipe) => {
-            recipe.scales = Scales::Weighted;
-        }
-        None => {}
+        None => recipe.settle_scales(calibrated),
     }
     if let Some(rounds) = args.rounds {
         recipe.rounds = rounds;

@@ -25,6 +25,17 @@ pub(crate) fn keep_freed_memory() {
     }
 }
 
+/// Gives back what is free, also where it lies between what is not: for between two stages of a run, the first of which may
+/// have left its free memory in pieces that are too small for what the next one reads first.
+pub(crate) fn give_back_freed_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    #[allow(unsafe_code)]
+    // SAFETY: tells the allocator to return pages that nothing uses.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// Starts the threads that everything computes on.
 pub(crate) fn use_threads(threads: Option<usize>) -> anyhow::Result<()> {
     rayon::ThreadPoolBuilder::new()

@@ -97,3 +97,27 @@ fn a_bound_that_cannot_be_kept_is_refused() {
     let thin = scratch.write("thin.toml", "low_rank = 8\nactivation_bits = 16\n");
     refused(thin.to_str().unwrap(), "5.8", "low_rank = 8");
 }
+
+/// Inputs that stay as they are store nothing, which the bound must not count either.
+#[test]
+fn a_bound_just_above_the_plan_can_be_kept() {
+    let scratch = Scratch::new();
+    let mut plan = halfbyte();
+    plan.arg("plan").arg(scratch.model()).args([
+        "--recipe",
+        "fpq-w4a16",
+        "--keep",
+        "lm_head,embedding",
+        "--json",
+    ]);
+    let least = finish(&mut plan).json()["bits_per_weight"].as_f64().unwrap();
+    let bound = least + 0.3;
+    let out = scratch.path("out");
+    finish(&mut quantize(&scratch, &out, "fpq-w4a16", &["--max-bits", &bound.to_string()])).json();
+    let (_, bits, widths) = measured(&out);
+    assert!(bits <= bound && bits > bound - 0.1, "{bits} of {bound}");
+    assert!(widths.iter().any(|w| w.1 > 4));
+    let below = (least - 0.01).to_string();
+    finish(&mut quantize(&scratch, &scratch.path("less"), "fpq-w4a16", &["--max-bits", &below]))
+        .refused(&["max_bits", "cannot be kept"]);
+}

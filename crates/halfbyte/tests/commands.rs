@@ -200,6 +200,23 @@ fn a_printed_recipe_can_be_given_back() {
     let value = run(["recipes", file.to_str().unwrap(), "--json"]).json();
     assert_eq!((&value["rounds"], &value["activation_bits"]), (&2.into(), &8.into()));
 
+    // A built-in recipe that was printed is that recipe, with a calibration text and without.
+    let file = scratch.write("copy.toml", run(["recipes", "nvfp4-w4a16"]).text());
+    for options in [&["--keep", "lm_head,down_proj"][..], &["--keep", "lm_head,down_proj", "--calibration"]] {
+        let report = |recipe: &str, out: &str| {
+            let mut command = halfbyte();
+            command.arg("quantize").arg(scratch.model()).args(["--recipe", recipe]).args(options);
+            if options.contains(&"--calibration") {
+                command.arg(text()).args(["--calibration-windows", "2", "--calibration-window", "64"]);
+            }
+            finish(command.arg("--out").arg(scratch.path(out))).text();
+            let weights = fs::read(scratch.path(out).join("model.safetensors")).unwrap();
+            fs::remove_dir_all(scratch.path(out)).unwrap();
+            weights
+        };
+        assert!(report("nvfp4-w4a16", "named") == report(file.to_str().unwrap(), "copied"), "{options:?}");
+    }
+
     let file = scratch.write("wrong.toml", "wieght_bits = 4\n");
     run(["recipes", file.to_str().unwrap()]).refused(&["wrong.toml", "line 1", "wieght_bits"]);
     let file = scratch.write("bits.toml", "weight_bits = 5\n");
@@ -268,4 +285,49 @@ fn a_random_model_of_a_known_shape_can_be_quantized_within_a_memory_limit() {
         fs::read(out.join("model.safetensors")).unwrap(),
         fs::read(tight_out.join("model.safetensors")).unwrap()
     );
+}
+
+/// What methods need beside a plain run is in the prediction: on a block as wide as a small real model's, where the program itself
+/// is a small part.
+#[test]
+fn the_predicted_memory_is_enough() {
+    let scratch = Scratch::new();
+    let model = scratch.path("synth");
+    let mut synth = halfbyte();
+    synth.args(["synth", "--like", "smollm2-135m", "--layers", "1", "--json", "--out"]).arg(&model);
+    finish(&mut synth).json();
+    let learned = scratch.write("learned.toml", {
+        let text = run(["recipes", "nvfp4-gptq-w4a16"]).text();
+        text.replace("rounding = \"given\"", "rounding = \"learned\"")
+            .replace("rounding_steps = 100", "rounding_steps = 2")
+    });
+    let with = |name: &str, recipe: &str, settings: &str| {
+        scratch.write(name, format!("{settings}\n{}", run(["recipes", recipe]).text()))
+    };
+    let thin = with("thin.toml", "nvfp4-w4a4", "low_rank = 16");
+    let smooth = with("smooth.toml", "int8-w8a8", "transforms = [\"os-plus:steps=4:taps=all\", \"awq\"]");
+    let turned = with("turned.toml", "mxfp4-w4a4", "transforms = [\"rotate\", \"hadamard-heads\"]");
+    let files = [learned, thin, smooth, turned].map(|f| f.to_str().unwrap().to_owned());
+    let attention = ["--attention-bits", "8"];
+    let runs =
+        [("nvfp4-pow2-gptq-w4a4", &[][..]), ("fpq-w4a4", &["--max-bits", "5"]), ("fpq-w8a8", &attention)];
+    for (recipe, options) in files.iter().map(|f| (f.as_str(), &[][..])).chain(runs) {
+        let out = scratch.path("out");
+        let mut command = halfbyte();
+        command
+            .arg("quantize")
+            .arg(&model)
+            .args(["--recipe", recipe, "--calibration"])
+            .arg(text())
+            .args(options);
+        command.args(["--calibration-window", "128", "--calibration-windows", "8", "--coverage", "0"]);
+        command.args(["--keep", "lm_head,embedding", "--json", "--out"]).arg(&out);
+        let done = finish(&mut command).json();
+        fs::remove_dir_all(&out).unwrap();
+        let Some(peak) = done["peak_rss_bytes"].as_f64() else { continue };
+        let predicted = done["peak_memory_predicted_bytes"].as_f64().unwrap();
+        println!("{recipe}: {:.1} of {:.1} MB", peak / 1e6, predicted / 1e6);
+        // A build for tests is larger than one for users.
+        assert!(peak <= predicted + 4e6 && peak > 0.4 * predicted, "{recipe}: {peak} of {predicted}");
+    }
 }

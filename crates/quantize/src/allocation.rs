@@ -11,14 +11,14 @@ use crate::inputs::Packs;
 use crate::job::{Job, Progress, place};
 use crate::journal::{RunId, make_dir};
 use crate::plan::PlannedSite;
-use crate::probe::{copy, forward, output_error};
+use crate::probe::{copy, forward, output_error, stand_in};
 use crate::recipe::{BITS, Calibration, Method, Recipe, Rounding};
 use crate::search::ShiftRule;
 use crate::store::Store;
-use crate::stream::{QuantizedSite, Surroundings, embed, quantize_block};
+use crate::stream::{Surroundings, embed, quantize_block};
 use crate::transforms::{Rotation, transform_block};
 use halfbyte_checkpoint::write_atomic;
-use halfbyte_model::{Architecture, Block, BlockSpec, Input, Site, Weight};
+use halfbyte_model::{Architecture, Block, BlockSpec, Input, Site};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -103,11 +103,16 @@ fn weights(sets: &[Vec<&Site>]) -> u64 {
     sets.iter().flatten().map(|s| (s.outputs * s.inputs) as u64).sum()
 }
 
+/// Bits of the inputs of a layer whose weights get `width`: as many, or 16 where the recipe leaves inputs alone.
+fn inputs_beside(recipe: &Recipe, width: u32) -> u32 {
+    if recipe.activation_bits < 16 { width } else { 16 }
+}
+
 fn stored_bits(sites: &[&Site], recipe: &Recipe, width: u32) -> u64 {
     let shifts = recipe.method == Method::Fpq && recipe.shifts != ShiftRule::None;
     let of = |s: &&Site| {
         let thin = 16 * recipe.low_rank * (s.outputs + s.inputs);
-        PlannedSite::new(s, width, recipe.activation_bits.min(width), shifts).bits() + thin as u64
+        PlannedSite::new(s, width, inputs_beside(recipe, width), shifts).bits() + thin as u64
     };
     sites.iter().map(of).sum()
 }
@@ -135,6 +140,7 @@ fn sensitivities(
     let around = Surroundings { rotary: &rotary, layouts: &packs.layouts, place: &place };
     let rotation = Rotation::of(a, recipe)?;
     let mut hidden = embed(&model.stem()?, inputs, &packs, a.hidden, &place)?;
+    progress.freed();
     for b in 0..a.blocks.len() {
         let mut stopped = || if progress.stopped() { Err(QuantizeError::Stopped(b)) } else { Ok(()) };
         stopped()?;
@@ -182,7 +188,7 @@ fn errors(
     for width in widths(recipe) {
         let wide = Recipe {
             weight_bits: width,
-            activation_bits: if recipe.activation_bits < 16 { width } else { 16 },
+            activation_bits: inputs_beside(recipe, width),
             // Every width sees the same inputs.
             calibration: Calibration::FullPrecision,
             attention_bits: 16,
@@ -195,23 +201,15 @@ fn errors(
         let done = quantize_block(block.clone(), hidden, &wide, around, &mut |_| stopped())?;
         let mut through = block.clone();
         for (&tap, errors) in taps.iter().zip(&mut errors) {
-            replace(&mut through, tap, &done.sites);
+            for linear in &mut through.linears[tap] {
+                if let Some(site) = done.sites.iter().find(|s| s.name == linear.site.name) {
+                    stand_in(linear, site.stored.clone());
+                }
+            }
             errors.push(output_error(&through, entering, leaving, around.rotary, around.layouts)?);
             through.linears[tap].clone_from(&block.linears[tap]);
             stopped()?;
         }
     }
     Ok(errors)
-}
-
-/// Quantizes the layers of one tap as they were found.
-fn replace(block: &mut Block, tap: usize, sites: &[QuantizedSite]) {
-    for linear in &mut block.linears[tap] {
-        let Some(site) = sites.iter().find(|s| s.name == linear.site.name) else { continue };
-        if let Some(weight) = &site.stored.weight {
-            linear.weight = Weight::Quantized(weight.clone());
-        }
-        linear.input.clone_from(&site.stored.input);
-        linear.low_rank.clone_from(&site.stored.low_rank);
-    }
 }

@@ -355,6 +355,7 @@ impl<'a> Trials<'a> {
             hidden.push(embed(&stem, inputs, &part.packs, a.hidden, &files)?);
         }
         drop(stem);
+        progress.freed();
         let precision = job.candidates.first().map_or(Precision::F32, |r| r.products.precision());
         for b in 0..=blocks.last().copied().unwrap_or(0) {
             if progress.stopped() {

@@ -51,6 +51,9 @@ pub trait Progress {
     fn advance(&mut self, layers: usize);
     /// So many of the steps of learned rounding in a block are done.
     fn steps(&mut self, _done: usize, _all: usize) {}
+    /// A table as large as the embedding's was freed, and nothing so large comes after it: an allocator that keeps what is free
+    /// would fill other holes first, and hold on to this one as well.
+    fn freed(&mut self) {}
     /// Whether the user asked to stop. Asked between layers, and between steps.
     fn stopped(&self) -> bool;
 }
@@ -291,6 +294,7 @@ impl Run<'_> {
                     self.journal.read_state(finished, &rows, architecture.hidden, &self.place)?
                 }
             };
+            progress.freed();
             let rotary = architecture.rotary(self.packs.longest());
             let around = Surroundings { rotary: &rotary, layouts: &self.packs.layouts, place: &self.place };
             for b in finished.saturating_sub(1)..blocks {

@@ -3,7 +3,8 @@
 use crate::QuantizeError;
 use crate::store::{Place, Store, windows_side_by_side};
 use crate::stream::QuantizedBlock;
-use halfbyte_model::{Block, RotaryTables, Weight};
+use halfbyte_checkpoint::StoredLayer;
+use halfbyte_model::{Block, Linear, RotaryTables, Weight};
 use halfbyte_tensor::{Layout, sum_of_squares};
 
 /// What a block makes of its input.
@@ -69,13 +70,17 @@ pub(crate) fn output_error(
 /// Gives a block the codes that it was quantized to.
 pub(crate) fn replace(block: &mut Block, done: QuantizedBlock) {
     for site in done.sites {
-        let linear = block.linears.iter_mut().flatten().find(|l| l.site.name == site.name);
-        if let Some(linear) = linear {
-            if let Some(weight) = site.stored.weight {
-                linear.weight = Weight::Quantized(weight);
-            }
-            (linear.input, linear.low_rank) = (site.stored.input, site.stored.low_rank);
+        if let Some(linear) = block.linears.iter_mut().flatten().find(|l| l.site.name == site.name) {
+            stand_in(linear, site.stored);
         }
     }
     block.products = done.attention.map(|a| a.stored);
+}
+
+/// Gives a layer the codes that it was quantized to.
+pub(crate) fn stand_in(linear: &mut Linear, stored: StoredLayer) {
+    if let Some(weight) = stored.weight {
+        linear.weight = Weight::Quantized(weight);
+    }
+    (linear.input, linear.low_rank) = (stored.input, stored.low_rank);
 }

@@ -40,8 +40,8 @@ pub(crate) struct RecipeArgs {
     /// text is just what the model will read.
     #[arg(long, value_name = "SHARE", help_heading = RECIPE)]
     pub(crate) coverage: Option<f32>,
-    /// How fixed schemes (nvfp4, mxfp4) choose the scales of weights [default for built-in recipes: absmax for FP8
-    /// and INT; weighted with --calibration for the others, else four-over-six for NVFP4 and sweep for MXFP4].
+    /// How fixed schemes (nvfp4, mxfp4) choose the scales of weights [default of a recipe with scales = "auto", as the
+    /// built-in ones: weighted with --calibration, else four-over-six for NVFP4 and sweep for MXFP4; absmax for FP8 and INT].
     #[arg(long, help_heading = RECIPE)]
     pub(crate) scales: Option<ScalesChoice>,
     /// Rounds of the search, 1 to 100.

@@ -92,7 +92,7 @@ pub(super) fn read(model: &Model, recipe: &Recipe, args: &CalibrationArgs) -> an
     }
     if kind != Kind::Windows && args.calibration_skip > 0 {
         return Err(Failure::new("--calibration-skip is for texts that are cut into windows")
-            .hint("texts and images are drawn with the recipe's seed: --seed")
+            .hint("texts and images are drawn with the recipe's seed")
             .into());
     }
     if kind != Kind::Texts && !args.calibration_column.is_empty() {
@@ -135,9 +135,16 @@ fn windows(
     info!(tokens = tokens.len(), windows = inputs.len(), window, "calibration text tokenised");
     let short = inputs.len() < wanted + recipe.coverage_windows(wanted);
     let note = || format!("the text is too short for the {wanted} of --calibration-windows");
-    let words = format!("{} windows of {window} tokens", inputs.len());
     let real = wanted.min(tokens.len() / window);
+    let words = in_words(real, inputs.len() - real, window);
     Ok(Samples { inputs, real, words, note: short.then(note) })
+}
+
+fn in_words(windows: usize, drawn: usize, window: usize) -> String {
+    match drawn {
+        0 => format!("{windows} windows of {window} tokens"),
+        _ => format!("{windows} windows of {window} tokens, and {drawn} drawn from the vocabulary"),
+    }
 }
 
 fn drawn(
@@ -184,8 +191,8 @@ pub(super) fn amount(
     let (count, rows, words) = match Kind::of(model) {
         Kind::Windows => {
             let windows = args.calibration_windows;
-            let (windows, window) = (windows + recipe.coverage_windows(windows), window(args, model)?);
-            (windows, window, format!("{windows} windows of {window} tokens"))
+            let (drawn, window) = (recipe.coverage_windows(windows), window(args, model)?);
+            (windows + drawn, window, in_words(windows, drawn, window))
         }
         Kind::Texts => {
             let (count, rows) = (args.calibration_samples, model.architecture.context);

@@ -90,7 +90,7 @@ const FIELDS: &[(&str, &str)] = &[
     ("[schemes]", "schemes of weights by parts of layer names, as down_proj = \"e4m3fn/channel\""),
     (
         "scales",
-        "of weights, for method = \"scheme\": absmax, round-up, four-over-six, sweep or weighted (clip search for f32 scales)",
+        "of weights, for method = \"scheme\": absmax, round-up, four-over-six, sweep or weighted (clip search for f32 scales), or auto: for blocks weighted with --calibration",
     ),
     ("weight_bits", "of linear layers: 4, 6, 8, or 16 to leave them alone"),
     ("activation_bits", "of the inputs of linear layers: 4, 6, 8, or 16"),

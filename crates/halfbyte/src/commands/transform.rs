@@ -29,9 +29,10 @@ pub(crate) fn run(args: &TransformArgs) -> anyhow::Result<()> {
     let model = open_original(&args.model, None)?;
     let mut recipe = Recipe { transforms: args.with.clone(), ..load_recipe(&args.recipe)? };
     recipes::check_parts(&recipe, &model.architecture)?;
-    if model.architecture.head.task != Task::LanguageModel {
-        recipe.coverage = 0.0;
+    if args.coverage > 0.0 && model.architecture.head.task != Task::LanguageModel {
+        return Err(Failure::new("--coverage draws tokens for language models, and this is none").into());
     }
+    recipe.coverage = args.coverage;
     recipe.check()?;
     let samples = match recipe.transforms.iter().any(Transform::looks_at_inputs) {
         true => calibration::read(&model, &recipe, &args.calibration)?,
@@ -86,7 +87,7 @@ pub(crate) fn run(args: &TransformArgs) -> anyhow::Result<()> {
     }
     let dtype = report.dtype.as_deref().unwrap_or("types as before");
     writeln!(text, "size           {}, {dtype}", bytes(report.output_bytes))?;
-    writeln!(text, "\nNext: halfbyte quantize {} --recipe {} ...", args.out.display(), recipe.name)?;
+    writeln!(text, "\nNext: halfbyte quantize {} --recipe {} ...", args.out.display(), args.recipe)?;
     output::print(&text)
 }
 

@@ -56,17 +56,15 @@ pub(super) fn quantize_tap(
     }
     let Some((_, layers, mut coded)) = best else { return Ok(Vec::new()) };
     if recipe.uses_factor() {
-        coded.clear();
-        for same in layers.chunk_by(|a, b| a == b) {
-            let members = &sites[coded.len()..coded.len() + same.len()];
-            let Some(scheme) = same[0].weight else {
-                coded.extend(members.iter().map(|_| None));
-                continue;
-            };
-            let input = input_quantizer(channel_max, same[0].input)?;
-            coded.extend(
-                gptq::quantize(inputs, input.as_ref(), members, scheme, recipe)?.into_iter().map(Some),
-            );
+        coded = layers.iter().map(|_| None).collect();
+        // Those of one scheme together, wherever they stand.
+        for (first, layer) in layers.iter().enumerate() {
+            let Some(scheme) = layer.weight.filter(|_| !layers[..first].contains(layer)) else { continue };
+            let alike: Vec<usize> = (first..layers.len()).filter(|&i| layers[i] == *layer).collect();
+            let members: Vec<&SiteWeight> = alike.iter().map(|&i| &sites[i]).collect();
+            let input = input_quantizer(channel_max, layer.input)?;
+            let found = gptq::quantize(inputs, input.as_ref(), &members, scheme, recipe)?;
+            alike.into_iter().zip(found).for_each(|(i, matrix)| coded[i] = Some(matrix));
         }
     }
     let mut stored = Vec::with_capacity(sites.len());
@@ -190,7 +188,7 @@ pub(crate) fn f32_scales(
     let (absmax, _) = scheme.max_scales(name, weight, weight.len() / cols.max(1), cols)?;
     Ok(match recipe.scales {
         Scales::Sweep | Scales::Weighted => clipped_scales(weight, cols, scheme, &recipe.weight_grid, energy),
-        Scales::Absmax | Scales::RoundUp | Scales::FourOverSix => absmax,
+        Scales::Auto | Scales::Absmax | Scales::RoundUp | Scales::FourOverSix => absmax,
     })
 }
 
@@ -273,7 +271,10 @@ pub(crate) struct Blocks {
 impl Blocks {
     pub(crate) fn new(scheme: Scheme, largest: f32, scales: Scales) -> Result<Self, QuantizeError> {
         let tensor_scale = if scheme.scale == ScaleFormat::E4M3 { tensor_scale(largest) } else { 1.0 };
-        Ok(Self { quantizer: BlockQuantizer::new(scheme, tensor_scale, scales.rule())?, tensor_scale })
+        Ok(Self {
+            quantizer: BlockQuantizer::new(scheme, tensor_scale, scales.rule(scheme.scale))?,
+            tensor_scale,
+        })
     }
 
     /// Codes of rows of `cols` values, which blocks divide. The same on any number of threads.

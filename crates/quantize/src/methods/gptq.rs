@@ -20,7 +20,7 @@ use rayon::prelude::*;
 pub(super) fn quantize(
     inputs: &TapInputs,
     input: Option<&InputQuantizer>,
-    sites: &[SiteWeight],
+    sites: &[&SiteWeight],
     scheme: Scheme,
     recipe: &Recipe,
 ) -> Result<Vec<QuantizedMatrix>, QuantizeError> {

@@ -273,16 +273,12 @@ impl Shape<'_> {
 
     /// While the operands of a block's attention are searched, the first tap being done.
     fn attention_memory(&self, index: usize, block: &BlockSpec) -> Result<Memory, CheckpointError> {
-        let mut stored = 0;
-        for site in block.taps.iter().flat_map(|t| &t.sites) {
-            stored += self.stored_weight(site)?;
-        }
         let channels = block.operand_channels() as u64;
         let hidden = self.architecture().hidden;
         let output = block.taps.get(1).map_or(0, |t| t.sites.iter().map(|s| s.outputs * s.inputs).sum());
         let terms = vec![
             ("process", self.process()),
-            ("stored weights", stored),
+            ("stored weights", self.block_weights(block)?),
             ("activations", self.in_memory(block.carried(0, hidden) as u64 + channels)),
             ("freed activations", self.in_memory(block.taps[0].channels() as u64)),
             ("output projection", 4 * output as u64),

@@ -62,12 +62,7 @@ impl Recipe {
             embedding_bits: 16,
             weight_scheme: Some(weight),
             input_scheme: input,
-            // Those that leave the lowest perplexity without calibration data (docs/formats.md).
-            scales: match weight.scale {
-                ScaleFormat::F32 => Scales::Absmax,
-                ScaleFormat::E4M3 => Scales::FourOverSix,
-                ScaleFormat::E8M0 => Scales::Sweep,
-            },
+            scales: if weight.scale == ScaleFormat::F32 { Scales::Absmax } else { Scales::Auto },
             keep: vec!["lm_head".into()],
             calibration: Calibration::FullPrecision,
             shifts: ShiftRule::None,

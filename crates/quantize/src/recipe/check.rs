@@ -137,17 +137,17 @@ impl Recipe {
                 return wrong("weight_scheme", format!("{weight} is for inputs"));
             }
             if weight.scale != ScaleFormat::F32 {
-                BlockQuantizer::new(weight, 1.0, self.scales.rule())
+                BlockQuantizer::new(weight, 1.0, self.scales.rule(weight.scale))
                     .map_err(|e| QuantizeError::Recipe { field: "scales".into(), message: e.to_string() })?;
             }
         }
         let coded = |s: &LayerScheme| s.weight.is_some_and(|w| w.scale != ScaleFormat::F32);
-        let any_scheme = matches!(self.scales, Scales::Absmax | Scales::Sweep | Scales::Weighted);
+        let any_scheme = !matches!(self.scales, Scales::RoundUp | Scales::FourOverSix);
         if !any_scheme && !possible.iter().any(coded) {
             return wrong(
                 "scales",
                 format!(
-                    "must be \"absmax\", \"sweep\" or \"weighted\" for {weight}: the others are for E4M3 or E8M0 scales"
+                    "must be \"auto\", \"absmax\", \"sweep\" or \"weighted\" for {weight}: the others are for E4M3 or E8M0 scales"
                 ),
             );
         }

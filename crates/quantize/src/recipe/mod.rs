@@ -9,7 +9,7 @@ pub use file::{load_recipe, recipe_toml};
 use crate::search::{Exactness, Grid, GridKind, ShiftRule};
 use crate::transforms::Transform;
 use halfbyte_checkpoint::{AttentionScheme, LayerScheme};
-use halfbyte_formats::{Element, Granularity, InputQuantizer, ScaleRule, Scheme};
+use halfbyte_formats::{Element, Granularity, InputQuantizer, ScaleFormat, ScaleRule, Scheme};
 use halfbyte_model::{Part, Site};
 use halfbyte_tensor::Precision;
 use serde::{Deserialize, Serialize, Serializer};
@@ -33,6 +33,9 @@ pub enum Method {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Scales {
+    /// What leaves the lowest perplexity (docs/formats.md): for block scales `Weighted` where there are calibration inputs,
+    /// without them `FourOverSix` for NVFP4 and `Sweep` for MXFP4; `Absmax` for f32 scales.
+    Auto,
     /// From the largest magnitude.
     Absmax,
     /// MXFP4: the next power of two for a maximum whose mantissa is 1.75 or more.
@@ -47,9 +50,14 @@ pub enum Scales {
 }
 
 impl Scales {
-    /// The rule of the kernels.
-    pub fn rule(self) -> ScaleRule {
+    /// The rule of the kernels for scales of this format.
+    pub fn rule(self, scale: ScaleFormat) -> ScaleRule {
         match self {
+            Self::Auto => match scale {
+                ScaleFormat::F32 => ScaleRule::Absmax,
+                ScaleFormat::E4M3 => ScaleRule::FourOverSix,
+                ScaleFormat::E8M0 => ScaleRule::Sweep,
+            },
             Self::Absmax => ScaleRule::Absmax,
             Self::RoundUp => ScaleRule::RoundUp,
             Self::FourOverSix => ScaleRule::FourOverSix,
@@ -341,6 +349,14 @@ impl Recipe {
     /// Whether weights are rounded by the factor of their inputs' Gram matrix.
     pub fn uses_factor(&self) -> bool {
         self.correct || self.feedback
+    }
+
+    /// Says what automatic scales are, with or without calibration inputs.
+    pub fn settle_scales(&mut self, calibrated: bool) {
+        let blocks = self.weight_scheme.filter(|s| s.scale != ScaleFormat::F32);
+        if let (Scales::Auto, Some(_), true) = (self.scales, blocks, calibrated) {
+            self.scales = Scales::Weighted;
+        }
     }
 
     /// Whether the run has to see a calibration text: not where weights alone decide.

@@ -32,9 +32,11 @@ impl Assumed {
         }
     }
 
-    /// What a recipe does to layers that share an input: to the first of them that is quantized.
-    pub(crate) fn at(recipe: &Recipe, sites: &[Site]) -> Self {
-        let Some(site) = sites.iter().find(|s| !recipe.leaves(s)) else { return Self::of(recipe) };
+    /// What a recipe does to one layer; nothing if it leaves it alone.
+    pub(crate) fn at(recipe: &Recipe, site: &Site) -> Self {
+        if recipe.leaves(site) {
+            return Self { weight: None, input: None, clip: false };
+        }
         match recipe.layer_scheme(&site.name) {
             Some(scheme) => Self { weight: scheme.weight, input: scheme.input, clip: false },
             None => {
@@ -42,6 +44,11 @@ impl Assumed {
                 Self::of_bits(recipe, weight, input)
             }
         }
+    }
+
+    /// Whether it rounds nothing.
+    pub(crate) fn is_none(&self) -> bool {
+        self.weight.is_none() && self.input.is_none()
     }
 
     fn of_bits(recipe: &Recipe, weight: u32, input: u32) -> Self {
@@ -127,7 +134,7 @@ mod tests {
     #[test]
     fn layers_of_their_own_are_assumed_as_they_will_be() {
         let site = |name: &str| Site::new(name, 64, 64);
-        let (up, down) = ([site("layers.0.mlp.up_proj")], [site("layers.0.mlp.down_proj")]);
+        let (up, down) = (site("layers.0.mlp.up_proj"), site("layers.0.mlp.down_proj"));
         let int8: Scheme = "int8/channel".parse().unwrap();
         let mut recipe = Recipe::named("nvfp4-w4a16").unwrap();
         recipe.schemes.insert("down_proj".into(), int8);
@@ -136,12 +143,10 @@ mod tests {
 
         let mut recipe = Recipe::named("fpq-w4a4").unwrap();
         recipe.layer_bits.insert("down_proj".into(), 8);
+        recipe.keep = vec!["gate_proj".into()];
         let bits = |assumed: Assumed| [assumed.weight, assumed.input].map(|s| s.map(|s| s.element.bits()));
         assert_eq!(bits(Assumed::at(&recipe, &up)), [Some(4); 2]);
         assert_eq!(bits(Assumed::at(&recipe, &down)), [Some(8); 2]);
-        // Where the first is left alone, the next one counts.
-        recipe.keep = vec!["up_proj".into()];
-        let both = [up, down].concat();
-        assert_eq!(bits(Assumed::at(&recipe, &both)), [Some(8); 2]);
+        assert!(Assumed::at(&recipe, &site("layers.0.mlp.gate_proj")).is_none());
     }
 }

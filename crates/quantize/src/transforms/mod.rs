@@ -142,8 +142,10 @@ pub(crate) fn transform_block(
             if !transform.wants(&block.spec, tap, recipe) {
                 continue;
             }
-            let assumed = transform.assumed(&Assumed::at(recipe, &block.spec.taps[tap].sites));
-            let layers = block.spec.taps[tap].sites.iter().map(|s| s.name.clone()).collect();
+            let sites = &block.spec.taps[tap].sites;
+            let assumed: Vec<Assumed> =
+                sites.iter().map(|site| transform.assumed(&Assumed::at(recipe, site))).collect();
+            let layers = sites.iter().map(|s| s.name.clone()).collect();
             let mut note = Note {
                 transform: transform.to_string(),
                 layers,
@@ -191,9 +193,9 @@ pub(crate) fn check_shapes(architecture: &Architecture, recipe: &Recipe) -> Resu
         recipe.transforms.iter().flat_map(|t| architecture.blocks.iter().map(move |b| (t, b)))
     {
         for tap in (0..spec.taps.len()).filter(|&tap| transform.wants(spec, tap, recipe)) {
-            let sites = &spec.taps[tap].sites;
-            let assumed = transform.assumed(&Assumed::at(recipe, sites));
-            sites.iter().try_for_each(|site| assumed.check(site))?;
+            for site in &spec.taps[tap].sites {
+                transform.assumed(&Assumed::at(recipe, site)).check(site)?;
+            }
         }
     }
     Ok(())

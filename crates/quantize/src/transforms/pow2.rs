@@ -6,9 +6,9 @@
 //! concerned: `Σ_j |δX_j|² |W_j|² + |δW_j|² |X_j|²`, where δ is what rounding a block of inputs or weights does to channel j.
 
 use super::assumed::block_quantizer;
-use super::fold::Change;
+use super::fold::{Change, Joint};
 use super::smooth_quant::factors;
-use super::trial::Trial;
+use super::trial::{Group, Trial};
 use crate::QuantizeError;
 use halfbyte_formats::{BlockQuantizer, ScaleFormat, Scheme, kernel};
 use halfbyte_tensor::Matrix;
@@ -31,7 +31,9 @@ pub(super) fn choose(trial: &Trial) -> Result<Change, QuantizeError> {
         exponents_of(&s).iter().map(|e| exp2(*e)).collect()
     });
     let start = trial.best(candidates.map(Change::scale))?;
-    let Some(blocks) = Blocks::new(trial)? else { return Ok(start) };
+    let Some(blocks) = Blocks::new(&trial.groups, &trial.survey.sample, trial.joint)? else {
+        return Ok(start);
+    };
     let refined = blocks.refine(exponents_of(&start.factors));
     let refined = Change::scale(refined.iter().map(|e| exp2(*e)).collect());
     match trial.error(&refined)? < trial.error(&start)? {
@@ -55,7 +57,7 @@ fn exp2(exponent: i32) -> f32 {
 
 /// Some rows of inputs and weights, rounded block by block.
 struct Blocks<'a> {
-    trial: &'a Trial<'a>,
+    joint: &'a Joint,
     /// Those of inputs and weights that are to have blocks.
     sides: Vec<Side>,
     /// Channels of the tap for every channel of the producer.
@@ -76,10 +78,8 @@ struct Side {
 
 impl<'a> Blocks<'a> {
     /// `None` where neither inputs nor weights are to have blocks.
-    fn new(trial: &'a Trial<'a>) -> Result<Option<Self>, QuantizeError> {
-        let channels = trial.survey.max.len();
-        let x = some_rows(&[&trial.survey.sample]);
-        let w = some_rows(&trial.weights.iter().collect::<Vec<_>>());
+    fn new(groups: &[Group], sample: &Matrix, joint: &'a Joint) -> Result<Option<Self>, QuantizeError> {
+        let channels = sample.cols;
         let energy = |m: &Matrix| {
             let mut sums = vec![0.0f32; channels];
             m.data.chunks_exact(channels).for_each(|row| {
@@ -87,24 +87,28 @@ impl<'a> Blocks<'a> {
             });
             sums
         };
-        let (x_counts, w_counts) = (energy(&w), energy(&x));
         let mut sides = Vec::new();
         let plain = |s: Scheme| s.scale == ScaleFormat::F32;
-        for (scheme, values, divided, counts) in
-            [(trial.assumed.input, x, true, x_counts), (trial.assumed.weight, w, false, w_counts)]
-        {
-            let Some(scheme) = scheme.filter(|s| !plain(*s)) else { continue };
-            let quantizer = block_quantizer(scheme, kernel::max_abs(&values.data))?;
-            sides.push(Side { rows: values.rows, values, quantizer, divided, counts });
+        for group in groups {
+            let x = some_rows(&[sample]);
+            let w = some_rows(&group.weights.iter().collect::<Vec<_>>());
+            let (x_counts, w_counts) = (energy(&w), energy(&x));
+            for (scheme, values, divided, counts) in
+                [(group.assumed.input, x, true, x_counts), (group.assumed.weight, w, false, w_counts)]
+            {
+                let Some(scheme) = scheme.filter(|s| !plain(*s)) else { continue };
+                let quantizer = block_quantizer(scheme, kernel::max_abs(&values.data))?;
+                sides.push(Side { rows: values.rows, values, quantizer, divided, counts });
+            }
         }
-        let mut taps = vec![Vec::new(); trial.joint.channels];
-        (0..channels).for_each(|c| taps[trial.joint.source(c)].push(c));
-        Ok((!sides.is_empty()).then_some(Self { trial, sides, taps }))
+        let mut taps = vec![Vec::new(); joint.channels];
+        (0..channels).for_each(|c| taps[joint.source(c)].push(c));
+        Ok((!sides.is_empty()).then_some(Self { joint, sides, taps }))
     }
 
     /// Exponents at which no single step of one channel lowers the error any more, or those of the last round.
     fn refine(&self, mut exponents: Vec<i32>) -> Vec<i32> {
-        let all = self.trial.joint.spread(&exponents.iter().map(|e| *e as f32).collect::<Vec<_>>());
+        let all = self.joint.spread(&exponents.iter().map(|e| *e as f32).collect::<Vec<_>>());
         let spread: Vec<i32> = all.iter().map(|e| *e as i32).collect();
         // What shares no block has no influence on each other, so that threads change nothing.
         let sets = apart(&self.taps, spread.len());
@@ -224,7 +228,9 @@ fn some_rows(matrices: &[&Matrix]) -> Matrix {
 
 #[cfg(test)]
 mod tests {
+    use super::super::assumed::Assumed;
     use super::*;
+    use halfbyte_tensor::mix;
 
     #[test]
     fn channels_that_share_no_block_are_apart() {
@@ -239,6 +245,47 @@ mod tests {
         let short: Vec<Vec<usize>> =
             (0..32).map(|c| (0..4).map(|h| c / 16 * 64 + h * 16 + c % 16).collect()).collect();
         assert_eq!(apart(&short, 128), [(0..16).collect::<Vec<_>>(), (16..32).collect()]);
+    }
+
+    /// Channels of inputs and weights that differ by powers of four within every block, read from a norm and from value heads that
+    /// query heads share.
+    #[test]
+    fn refining_lowers_the_error_of_the_blocks() {
+        let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../halfbyte/assets/stories260K");
+        let spec = halfbyte_model::Model::open(&dir).unwrap().block(0).unwrap().spec;
+        let random = |rows: usize, seed: u64, steps: usize| {
+            let value = |i: usize| {
+                let unit = (mix(seed << 32 ^ i as u64) >> 40) as f32 / (1u64 << 23) as f32 - 1.0;
+                unit * exp2(((i % 64) * steps % 5) as i32)
+            };
+            Matrix::new(rows, 64, (0..rows * 64).map(value).collect())
+        };
+        for (scheme, tap) in [(Scheme::NVFP4, 0), (Scheme::NVFP4, 1), (Scheme::MXFP4, 0), (Scheme::MXFP4, 1)]
+        {
+            let joint = Joint::of(&spec, tap, false).unwrap();
+            let input = Some(Scheme { dynamic: true, ..scheme });
+            let group =
+                Group::alike(Assumed { weight: Some(scheme), input, clip: false }, vec![random(48, 1, 3)]);
+            let blocks = Blocks::new(&[group], &random(100, 2, 2), &joint).unwrap().unwrap();
+            let error = |exponents: &[i32]| {
+                let all = joint.spread(&exponents.iter().map(|e| *e as f32).collect::<Vec<_>>());
+                let all: Vec<i32> = all.iter().map(|e| *e as i32).collect();
+                let of =
+                    |side: &Side| (0..64 / side.quantizer.size()).map(|b| side.error(b, &all)).sum::<f64>();
+                blocks.sides.iter().map(of).sum::<f64>()
+            };
+            let start = vec![0; joint.channels];
+            let refined = blocks.refine(start.clone());
+            let (before, after) = (error(&start), error(&refined));
+            assert!(after < 0.9 * before, "{scheme} {tap}: {after} {before}");
+            // Nothing is left that a single step would better, or only what another round would find.
+            let worse = (0..joint.channels).flat_map(|c| [(c, 1), (c, -1)]).filter(|&(c, step)| {
+                let mut moved = refined.clone();
+                moved[c] += step;
+                error(&moved) >= after
+            });
+            assert!(worse.count() >= 2 * joint.channels * 9 / 10, "{scheme} {tap}");
+        }
     }
 
     #[test]

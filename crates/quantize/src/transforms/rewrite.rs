@@ -127,6 +127,7 @@ impl Run<'_> {
                 0 => self.embed()?,
                 _ => self.journal.read_state(finished, &self.packs.rows(), a.hidden, &self.place)?,
             };
+            progress.freed();
             let rotary = a.rotary(self.packs.longest());
             let around = Surroundings { rotary: &rotary, layouts: &self.packs.layouts, place: &self.place };
             for b in finished..blocks {

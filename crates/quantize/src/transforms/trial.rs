@@ -21,37 +21,84 @@ pub(crate) enum Measured {
 pub(crate) struct Trial<'a> {
     pub(crate) survey: &'a Survey,
     pub(crate) joint: &'a Joint,
-    pub(crate) assumed: &'a Assumed,
-    /// Weights of the readers.
-    pub(crate) weights: Vec<Matrix>,
+    /// The readers that are quantized, those alike together.
+    pub(crate) groups: Vec<Group>,
     block: &'a Block,
     tap: usize,
     rotary: &'a RotaryTables,
     function: bool,
+}
+
+/// Layers that read the tap and are quantized alike.
+pub(crate) struct Group {
+    pub(crate) assumed: Assumed,
+    /// Their places among the readers.
+    readers: Vec<usize>,
+    pub(crate) weights: Vec<Matrix>,
+    /// What they, or the block, make of the sample in full precision.
     wanted: Vec<Matrix>,
 }
 
+impl Group {
+    /// Layers of these weights.
+    #[cfg(test)]
+    pub(crate) fn alike(assumed: Assumed, weights: Vec<Matrix>) -> Self {
+        Self { assumed, readers: (0..weights.len()).collect(), weights, wanted: Vec::new() }
+    }
+
+    /// The readers that `assumed`, of each, says are quantized.
+    fn of(linears: &[Linear], assumed: &[Assumed]) -> Vec<Self> {
+        let mut groups: Vec<Self> = Vec::new();
+        for (i, (linear, &assumed)) in
+            linears.iter().zip(assumed).enumerate().filter(|(_, (_, a))| !a.is_none())
+        {
+            let weight = linear.weight.to_f32();
+            match groups.iter_mut().find(|g| g.assumed == assumed) {
+                Some(group) => {
+                    group.readers.push(i);
+                    group.weights.push(weight);
+                }
+                None => {
+                    groups.push(Self { assumed, readers: vec![i], weights: vec![weight], wanted: Vec::new() })
+                }
+            }
+        }
+        groups
+    }
+}
+
 impl<'a> Trial<'a> {
+    /// `assumed` has what is done to each of the tap's readers. What the block makes of their outputs is measured only where that is
+    /// the same for all; otherwise their outputs are.
     pub(crate) fn new(
         block: &'a Block,
         tap: usize,
         survey: &'a Survey,
         joint: &'a Joint,
-        assumed: &'a Assumed,
+        assumed: &[Assumed],
         rotary: &'a RotaryTables,
         measured: Measured,
     ) -> Self {
-        let weights = block.linears[tap].iter().map(|l| l.weight.to_f32()).collect();
+        let linears = &block.linears[tap];
+        let groups = Group::of(linears, assumed);
+        let alike = groups.first().is_some_and(|g| g.readers.len() == linears.len());
         let function = match block.spec.taps[tap].kind {
             TapKind::AttentionInput => true,
             // Of a plain first layer the product itself counts.
             TapKind::MlpInput => block.spec.mlp != Mlp::Plain,
             _ => false,
-        } && measured == Measured::Function;
-        let mut trial =
-            Self { survey, joint, assumed, weights, block, tap, rotary, function, wanted: Vec::new() };
-        trial.wanted = trial.outputs(&survey.sample, &block.linears[tap]);
+        } && measured == Measured::Function
+            && alike;
+        let mut trial = Self { survey, joint, groups, block, tap, rotary, function };
+        for g in 0..trial.groups.len() {
+            trial.groups[g].wanted = trial.outputs(&survey.sample, linears, &trial.groups[g].readers);
+        }
         trial
+    }
+
+    /// Weights of the readers that are quantized.
+    pub(crate) fn weights(&self) -> impl Iterator<Item = &Matrix> {
+        self.groups.iter().flat_map(|g| &g.weights)
     }
 
     /// Largest magnitude of every channel of the producer.
@@ -62,7 +109,7 @@ impl<'a> Trial<'a> {
     /// Largest magnitude of the weights that read each of them.
     pub(crate) fn weight_largest(&self) -> Vec<f32> {
         let mut largest = vec![0.0; self.survey.max.len()];
-        for weight in &self.weights {
+        for weight in self.weights() {
             for row in weight.data.chunks_exact(weight.cols) {
                 halfbyte_formats::kernel::column_max_abs(row, &mut largest);
             }
@@ -88,18 +135,34 @@ impl<'a> Trial<'a> {
             let [max, min] = [self.survey.max[c], self.survey.min[c]].map(|v| (v - z).abs() * inverse);
             largest = largest.max(max).max(min);
         }
-        self.assumed.round_input(&mut x, largest)?;
-        let mut weights = self.weights.clone();
-        weights.iter_mut().for_each(|w| halfbyte_tensor::scale_columns(&mut w.data, &factors));
-        self.assumed.round_weights(&mut weights)?;
-        let linears: Vec<Linear> = self.block.linears[self.tap]
-            .iter()
-            .zip(weights)
-            .zip(&self.weights)
-            .map(|((linear, weight), full)| {
+        let (mut total, last) = (0.0, self.groups.len().saturating_sub(1));
+        for (g, group) in self.groups.iter().enumerate() {
+            let mut rounded = if g < last { x.clone() } else { std::mem::take(&mut x) };
+            group.assumed.round_input(&mut rounded, largest)?;
+            total += self.error_of(group, &rounded, &factors, &shifts)?;
+        }
+        Ok(total)
+    }
+
+    /// Sum of the squared errors of a group's outputs for the rounded input `x`, once its weights have taken the factors and are
+    /// rounded.
+    fn error_of(
+        &self,
+        group: &Group,
+        x: &Matrix,
+        factors: &[f32],
+        shifts: &[f32],
+    ) -> Result<f64, QuantizeError> {
+        let mut weights = group.weights.clone();
+        weights.iter_mut().for_each(|w| halfbyte_tensor::scale_columns(&mut w.data, factors));
+        group.assumed.round_weights(&mut weights)?;
+        let members = group.readers.iter().zip(weights).zip(&group.weights);
+        let linears: Vec<Linear> = members
+            .map(|((&reader, weight), full)| {
+                let linear = &self.block.linears[self.tap][reader];
                 let mut bias = linear.bias.clone();
                 if let (Some(bias), false) = (&mut bias, shifts.is_empty()) {
-                    let added = times(&full.data, full.cols, &shifts);
+                    let added = times(&full.data, full.cols, shifts);
                     bias.iter_mut().zip(added).for_each(|(b, a)| *b += a as f32);
                 }
                 let weight = Weight::Stored(RawTensor::F32(weight.data), full.cols);
@@ -113,10 +176,10 @@ impl<'a> Trial<'a> {
                 }
             })
             .collect();
-        let got = self.outputs(&x, &linears);
+        let got = self.outputs(x, &linears, &(0..linears.len()).collect::<Vec<_>>());
         Ok(got
             .into_iter()
-            .zip(&self.wanted)
+            .zip(&group.wanted)
             .map(|(mut got, wanted)| {
                 got.data.iter_mut().zip(&wanted.data).for_each(|(g, w)| *g -= w);
                 sum_of_squares(&got.data)
@@ -162,10 +225,11 @@ impl<'a> Trial<'a> {
 
     /// Sum of the squares of what errors are measured against.
     pub(crate) fn signal(&self) -> f64 {
-        self.wanted.iter().map(|w| sum_of_squares(&w.data)).sum()
+        self.groups.iter().flat_map(|g| &g.wanted).map(|w| sum_of_squares(&w.data)).sum()
     }
 
-    fn outputs(&self, x: &Matrix, linears: &[Linear]) -> Vec<Matrix> {
+    /// What the layers `chosen` of these make of `x`, or the block of all.
+    fn outputs(&self, x: &Matrix, linears: &[Linear], chosen: &[usize]) -> Vec<Matrix> {
         if self.function {
             let carry = Carry(Matrix::default());
             let step = self.block.advance(self.tap, carry, x, linears, self.rotary, &self.survey.layout);
@@ -173,7 +237,7 @@ impl<'a> Trial<'a> {
                 return vec![next];
             }
         }
-        linears.iter().map(|l| l.forward(x)).collect()
+        chosen.iter().map(|&i| linears[i].forward(x)).collect()
     }
 }
 
