@@ -298,8 +298,8 @@ fn the_predicted_memory_is_enough() {
     finish(&mut synth).json();
     let learned = scratch.write("learned.toml", {
         let text = run(["recipes", "nvfp4-gptq-w4a16"]).text();
-        text.replace("rounding = \"given\"", "rounding = \"learned\"")
-            .replace("rounding_steps = 100", "rounding_steps = 2")
+        let text = text.replace("rounding = \"given\"", "rounding = \"learned\"");
+        format!("low_rank = 16\n{}", text.replace("rounding_steps = 100", "rounding_steps = 2"))
     });
     let with = |name: &str, recipe: &str, settings: &str| {
         scratch.write(name, format!("{settings}\n{}", run(["recipes", recipe]).text()))

@@ -190,10 +190,14 @@ pub fn quantize_block(
 ) -> Result<QuantizedBlock, QuantizeError> {
     let precision = recipe.products.precision();
     block.linears.iter_mut().flatten().for_each(|linear| linear.precision = precision);
-    let choose = &mut |linears: &[Linear], inputs: &TapInputs| quantize_sites(linears, inputs, recipe);
     if recipe.rounding == Rounding::Learned {
+        // Parts of low rank make up for what the learned codes lack.
+        let codes_alone = Recipe { low_rank: 0, ..recipe.clone() };
+        let choose =
+            &mut |linears: &[Linear], inputs: &TapInputs| quantize_sites(linears, inputs, &codes_alone);
         return learn_block(block, hidden, recipe, around, choose, on_tap);
     }
+    let choose = &mut |linears: &[Linear], inputs: &TapInputs| quantize_sites(linears, inputs, recipe);
     let all = std::mem::take(&mut block.linears);
     stream_block(&block, all, hidden, recipe, around, choose, on_tap)
 }
@@ -408,9 +412,19 @@ pub(crate) fn quantize_sites(
     if weights.is_empty() {
         return Ok(linears.iter().map(|_| None).collect());
     }
-    let mut results = quantize_tap(inputs, weights, recipe)?;
+    finish_sites(linears, &chosen, quantize_tap(inputs, weights, recipe)?, inputs, recipe)
+}
+
+/// Gives the layers that are `chosen` their results, with the recipe's parts of low rank; `None` to the others.
+fn finish_sites(
+    linears: &[Linear],
+    chosen: &[bool],
+    mut results: Vec<SiteResult>,
+    inputs: &TapInputs,
+    recipe: &Recipe,
+) -> Result<Vec<Option<SiteResult>>, QuantizeError> {
     if let Some(rank) = recipe.low_rank() {
-        let full = linears.iter().zip(&chosen).filter(|(_, chosen)| **chosen).map(|(l, _)| &l.weight);
+        let full = linears.iter().zip(chosen).filter(|(_, chosen)| **chosen).map(|(l, _)| &l.weight);
         low_rank::compensate(inputs, full, &mut results, rank, recipe)?;
     }
     let mut results = results.into_iter();
@@ -439,8 +453,8 @@ fn measure_sites(
             stored.push(layer);
         }
     }
-    let mut results = measured(&sample, &channel_max, sites, stored, recipe.products.precision()).into_iter();
-    Ok(chosen.iter().map(|c| if *c { results.next() } else { None }).collect())
+    let results = measured(&sample, &channel_max, sites, stored, recipe.products.precision());
+    finish_sites(linears, &chosen, results, inputs, recipe)
 }
 
 /// The layers as the quantized network has them, and what is to be stored of them.

@@ -51,6 +51,19 @@ fn every_family_learns() {
     }
 }
 
+/// A part of low rank makes up for what the learned codes lack, and leaves them as they are.
+#[test]
+fn low_rank_comes_on_top() {
+    let model = Model::open(&family("llama")).unwrap();
+    let calibration = inputs(&model.architecture, 6, 0);
+    let of = |low_rank| run(&model, &Recipe { low_rank, ..int4(Rounding::Learned, 20) }, &calibration);
+    let (codes, both) = (of(0), of(4));
+    assert_eq!(codes.learned, both.learned);
+    assert!(both.mean_relative_error < 0.9 * codes.mean_relative_error);
+    let given = run(&model, &Recipe { low_rank: 4, ..int4(Rounding::Given, 20) }, &calibration);
+    assert!(given.learned.is_empty() && both.bits_per_weight == given.bits_per_weight);
+}
+
 #[test]
 fn it_goes_with_every_way_to_begin() {
     let model = Model::open(&family("llama")).unwrap();
@@ -138,7 +151,6 @@ fn what_cannot_be_learned_is_refused() {
     learned.check().unwrap();
     assert!(learned.needs_calibration());
     assert!(error(Recipe { rounding_steps: 0, ..learned.clone() }).contains("rounding_steps"));
-    assert!(error(Recipe { low_rank: 4, ..learned.clone() }).contains("low_rank"));
     assert!(error(Recipe { rounding_tokens: 0, ..learned }).contains("rounding_tokens"));
     let fpq = Recipe { rounding: Rounding::Learned, ..Recipe::default() };
     assert!(error(Recipe { attention_bits: 4, ..fpq.clone() }).contains("attention_bits"));

@@ -175,9 +175,6 @@ impl Recipe {
         if self.weight_bits == 16 {
             return wrong("rounding", "= \"learned\" needs quantized weights".into());
         }
-        if self.low_rank > 0 {
-            return wrong("rounding", "= \"learned\" and low_rank exclude each other so far".into());
-        }
         if self.attention_bits < 16 {
             let why = "= \"learned\" and attention_bits exclude each other: quantized probabilities have no gradient here";
             return wrong("rounding", why.into());
