@@ -351,12 +351,22 @@ impl Recipe {
         self.correct || self.feedback
     }
 
-    /// Says what automatic scales are, with or without calibration inputs.
+    /// Replaces automatic scales by what they are with or without calibration inputs, so that reports say it. Without inputs they stay
+    /// automatic where layers have block scales of several formats, which have rules of their own.
     pub fn settle_scales(&mut self, calibrated: bool) {
-        let blocks = self.weight_scheme.filter(|s| s.scale != ScaleFormat::F32);
-        if let (Scales::Auto, Some(_), true) = (self.scales, blocks, calibrated) {
-            self.scales = Scales::Weighted;
+        if self.scales != Scales::Auto || self.method != Method::Scheme {
+            return;
         }
+        let possible = self.possible();
+        let mut coded =
+            possible.iter().filter_map(|s| s.weight.map(|w| w.scale)).filter(|s| *s != ScaleFormat::F32);
+        self.scales = match (coded.next(), calibrated) {
+            (None, _) => Scales::Absmax,
+            (Some(_), true) => Scales::Weighted,
+            (Some(first), false) if coded.any(|other| other != first) => Scales::Auto,
+            (Some(ScaleFormat::E8M0), false) => Scales::Sweep,
+            (Some(_), false) => Scales::FourOverSix,
+        };
     }
 
     /// Whether the run has to see a calibration text: not where weights alone decide.
@@ -579,6 +589,23 @@ mod tests {
         assert!(error(mixed).contains("as many bits"));
         let scheme = Recipe { layer_bits: recipe.layer_bits, ..Recipe::named("nvfp4-w4a16").unwrap() };
         assert!(error(scheme).contains("layer_bits"));
+    }
+
+    #[test]
+    fn automatic_scales_are_settled_by_format_and_inputs() {
+        let settled = |name: &str, calibrated: bool, part: Option<&str>| {
+            let mut recipe = Recipe { scales: Scales::Auto, ..Recipe::named(name).unwrap() };
+            recipe.schemes.extend(part.map(|s| ("down_proj".to_string(), s.parse().unwrap())));
+            recipe.check().unwrap();
+            recipe.settle_scales(calibrated);
+            recipe.check().unwrap();
+            recipe.scales
+        };
+        assert_eq!(settled("nvfp4-w4a16", true, None), Scales::Weighted);
+        assert_eq!(settled("nvfp4-w4a16", false, None), Scales::FourOverSix);
+        assert_eq!(settled("mxfp4-w4a16", false, Some("int8/channel")), Scales::Sweep);
+        assert_eq!(settled("int8-w8a8", true, None), Scales::Absmax);
+        assert_eq!(settled("nvfp4-w4a16", false, Some("e2m1/group32/e8m0")), Scales::Auto);
     }
 
     #[test]
