@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 /// How far from its code's own place a position may begin, in steps of the grid.
 const REACH: f32 = 0.49;
 /// How often in all the block is judged on the calibration windows.
-pub(crate) const JUDGED: usize = 10;
+pub(crate) const JUDGED: usize = 5;
 /// Tokens on which it is judged at most.
 pub(crate) const JUDGED_TOKENS: usize = 16_384;
 
