@@ -23,21 +23,23 @@ GROUPS = {
     "mxfp4": ("MXFP4 W4A4", "e2m1/group32/e8m0", "e2m1/group32/e8m0/dynamic"),
     "tensor": ("W4A4, a scale for each output channel and one for all inputs of a layer", "e2m1/channel", "e2m1/tensor"),
 }
-FEEDBACK = {"correct": True, "feedback": True, "calibration": "sequential"}
-WEIGHTED = {"scales": "weighted"}
+FEEDBACK = {"feedback": True, "calibration": "sequential"}
 SEARCHED = ["smooth-quant:alpha=search:taps=all"]
-# Name, settings beside those of the first row, whether a seed changes anything.
+# Name, settings beside those of the first row, whether a seed changes anything, and what they are in words.
 METHODS = [
-    ("absmax", {}, False),
-    ("clip-search", WEIGHTED, True),
-    ("gptq", FEEDBACK, True),
-    ("smooth-quant", {"transforms": SEARCHED}, True),
-    ("os-plus", {"transforms": ["os-plus:steps=20:taps=all"]}, True),
-    ("awq", {"transforms": ["awq"]}, True),
-    ("pow2", {"transforms": ["pow2"]}, True),
-    ("rotations", {"transforms": ["rotate", "hadamard-heads"]}, True),
-    ("low-rank-16", {"low_rank": 16}, True),
-    ("learned", {"rounding": "learned"}, True),
+    ("absmax", {}, False, "scales of the largest magnitude, of weights and of inputs; the others change this one thing of it"),
+    ("clip-search", {"scales": "weighted"}, True, "the weights' scales of least error, weighted by the inputs' mean squares"),
+    ("gptq", FEEDBACK, True, "error feedback for inputs as the quantized layers before give them, damped by 0.3 of each channel's "
+     "second moment"),
+    ("gptq-corrected", FEEDBACK | {"correct": True}, True, "the same after the weights are corrected for the rounding of the inputs"),
+    ("smooth-quant", {"transforms": SEARCHED}, True, "factors of SmoothQuant at every place that takes them, α searched"),
+    ("os-plus", {"transforms": ["os-plus:steps=20:taps=all"]}, True, "those of Outlier Suppression+, thresholds searched"),
+    ("awq", {"transforms": ["awq"]}, True, "those of AWQ, β searched"),
+    ("pow2", {"transforms": ["pow2"]}, True, "powers of two, searched"),
+    ("rotations", {"transforms": ["rotate", "hadamard-heads"]}, True, "Hadamard matrices on the residual stream and on the values of a "
+     "head; a seed draws other signs"),
+    ("low-rank-16", {"low_rank": 16}, True, "a part of rank 16 in bf16 beside the codes"),
+    ("learned", {"rounding": "learned", "rounding_steps": 60}, True, "the codes of a block learned in 60 steps of 2,048 tokens"),
 ]
 # Whole recipes.
 STACKS = {
@@ -64,7 +66,7 @@ def recipes(args):
     folder.mkdir(parents=True, exist_ok=True)
     plain = run(args.binary, "recipes", "nvfp4-w4a4")
     base = {"weight_scheme": weight, "input_scheme": inputs, "scales": "absmax", "products": "bf16"}
-    every = [(name, plain, base | settings, seeded) for name, settings, seeded in METHODS]
+    every = [(name, plain, base | settings, seeded) for name, settings, seeded, _ in METHODS]
     every += [(name, run(args.binary, "recipes", name), {}, True) for name in STACKS[args.group]]
     for name, text, settings, seeded in every:
         path = folder / f"{args.group}-{name}.toml"
@@ -87,7 +89,7 @@ def spread(runs, value, scale, digits):
 def table(original, found):
     mean = lambda runs: sum(r["perplexity"] for r in runs) / len(runs)
     gap = mean(found[0]["runs"]) - original["perplexity"]
-    alone = [name for name, _, _ in METHODS]
+    alone = [name for name, *_ in METHODS]
     lines = ["| method | seeds | bits | perplexity | of the first row's loss | KLD | same top-1, % | task mean, % |",
              "|---" * 8 + "|",
              f"| full precision | | | {original['perplexity']:.2f} | | | | {spread([original], lambda r: r['accuracy'], 100, 1)} |"]
@@ -139,11 +141,14 @@ def write(args, kept, original, found):
     tasks = protocol(args)["tasks"]
     text = [f"## {name}, methods alone and stacked: {GROUPS[args.group][0]}", "",
             f"Made by `python3 tests/python/methods_md.py --group {args.group}`. Linear layers; {args.calibration_windows} windows of 512 "
-            f"tokens of {args.calibration.name}, others for each seed; perplexity and mean KL divergence over {args.windows} windows of "
+            f"tokens of {args.calibration.name}, others for each seed, and a quarter as many drawn "
+            f"from the vocabulary; perplexity and mean KL divergence over {args.windows} windows of "
             f"{args.window} tokens of {args.text.name}"
             + (f"; mean accuracy of {len(tasks)} tasks, {args.limit} rows each" if tasks else "")
             + f"; {args.products} products; ± the standard deviation of a seed.",
-            "", *table(original, found)]
+            "", *table(original, found), "",
+            "; ".join(f"{name}: {what}" for name, _, _, what in METHODS if any(r["recipe"] == name for r in found))
+            + ". The others are built-in recipes, with all that these have."]
     begin, end = f"<!-- methods {args.group} -->", f"<!-- end of methods {args.group} -->"
     section = "\n".join([begin, "", *text, "", end])
     page = args.out.read_text() if args.out.exists() else ""
