@@ -31,7 +31,8 @@ METHODS = [
     ("clip-search", {"scales": "weighted"}, True, "the weights' scales of least error, weighted by the inputs' mean squares"),
     ("gptq", FEEDBACK, True, "error feedback for inputs as the quantized layers before give them, damped by 0.3 of each channel's "
      "second moment"),
-    ("gptq-corrected", FEEDBACK | {"correct": True}, True, "the same after the weights are corrected for the rounding of the inputs"),
+    ("gptq-corrected", FEEDBACK | {"correct": True}, True, "error feedback (as gptq) after the weights are corrected for "
+     "the rounding of the inputs"),
     ("smooth-quant", {"transforms": SEARCHED}, True, "factors of SmoothQuant at every place that takes them, α searched"),
     ("os-plus", {"transforms": ["os-plus:steps=20:taps=all"]}, True, "those of Outlier Suppression+, thresholds searched"),
     ("awq", {"transforms": ["awq"]}, True, "those of AWQ, β searched"),
