@@ -53,10 +53,10 @@ pub(crate) fn chosen(
     // Only a language model reads any sequence of tokens as a text.
     let language_model = architecture.head.task == Task::LanguageModel;
     match args.coverage {
-        Some(coverage) if coverage > 0.0 && !language_model => {
-            return Err(Failure::new("--coverage draws tokens for language models, and this is none").into());
+        Some(coverage) => {
+            check_coverage(coverage, architecture)?;
+            recipe.coverage = coverage;
         }
-        Some(coverage) => recipe.coverage = coverage,
         None if !language_model => recipe.coverage = 0.0,
         None => {}
     }
@@ -83,6 +83,14 @@ pub(crate) fn chosen(
     }
     recipe.check()?;
     Ok(recipe)
+}
+
+/// Checks that windows of drawn tokens mean anything to the model.
+pub(crate) fn check_coverage(coverage: f32, architecture: &Architecture) -> anyhow::Result<()> {
+    match coverage > 0.0 && architecture.head.task != Task::LanguageModel {
+        true => Err(Failure::new("--coverage draws tokens for language models, and this is none").into()),
+        false => Ok(()),
+    }
 }
 
 /// What `--recipe` is called that tries several.

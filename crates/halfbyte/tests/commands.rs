@@ -203,18 +203,17 @@ fn a_printed_recipe_can_be_given_back() {
     // A built-in recipe that was printed is that recipe, with a calibration text and without.
     let file = scratch.write("copy.toml", run(["recipes", "nvfp4-w4a16"]).text());
     for options in [&["--keep", "lm_head,down_proj"][..], &["--keep", "lm_head,down_proj", "--calibration"]] {
-        let report = |recipe: &str, out: &str| {
+        let weights = |recipe: &str, out: &str| {
             let mut command = halfbyte();
             command.arg("quantize").arg(scratch.model()).args(["--recipe", recipe]).args(options);
             if options.contains(&"--calibration") {
                 command.arg(text()).args(["--calibration-windows", "2", "--calibration-window", "64"]);
             }
-            finish(command.arg("--out").arg(scratch.path(out))).text();
-            let weights = fs::read(scratch.path(out).join("model.safetensors")).unwrap();
-            fs::remove_dir_all(scratch.path(out)).unwrap();
-            weights
+            let out = scratch.path(&format!("{out}-{}", options.len()));
+            finish(command.arg("--out").arg(&out)).text();
+            fs::read(out.join("model.safetensors")).unwrap()
         };
-        assert!(report("nvfp4-w4a16", "named") == report(file.to_str().unwrap(), "copied"), "{options:?}");
+        assert!(weights("nvfp4-w4a16", "named") == weights(file.to_str().unwrap(), "copied"), "{options:?}");
     }
 
     let file = scratch.write("wrong.toml", "wieght_bits = 4\n");

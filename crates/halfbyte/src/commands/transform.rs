@@ -8,7 +8,6 @@ use crate::fail::Failure;
 use crate::output::{self, Table, bytes, duration};
 use crate::progress::Bar;
 use crate::{recipes, system};
-use halfbyte_model::Task;
 use halfbyte_quantize::transforms::{Note, StoredAs, TransformJob, TransformReport, transform_checkpoint};
 use halfbyte_quantize::{Recipe, Transform, load_recipe};
 use serde_json::json;
@@ -29,9 +28,7 @@ pub(crate) fn run(args: &TransformArgs) -> anyhow::Result<()> {
     let model = open_original(&args.model, None)?;
     let mut recipe = Recipe { transforms: args.with.clone(), ..load_recipe(&args.recipe)? };
     recipes::check_parts(&recipe, &model.architecture)?;
-    if args.coverage > 0.0 && model.architecture.head.task != Task::LanguageModel {
-        return Err(Failure::new("--coverage draws tokens for language models, and this is none").into());
-    }
+    recipes::check_coverage(args.coverage, &model.architecture)?;
     recipe.coverage = args.coverage;
     recipe.check()?;
     let samples = match recipe.transforms.iter().any(Transform::looks_at_inputs) {
