@@ -1,6 +1,6 @@
 """Measures methods alone and stacked on one model, with several calibration seeds, and writes their tables into docs/results.md.
 
-    python3 tests/python/methods_md.py --model target/smollm2 --work target/methods --group nvfp4
+    python3 tests/python/methods_md.py --name SmolLM2-135M --model target/smollm2 --group nvfp4
 
 Writes a recipe file for every method of the group, runs `halfbyte ablate` over each (what is finished is not done again) and puts
 a table between the group's marks below the line "<!-- notes -->" of the page, which results_md.py keeps. Figures are kept in a
@@ -141,11 +141,11 @@ def write(args, kept, original, found):
     name = model_name(args)
     tasks = protocol(args)["tasks"]
     text = [f"## {name}, methods alone and stacked: {GROUPS[args.group][0]}", "",
-            f"Made by `python3 tests/python/methods_md.py --group {args.group}`. Linear layers; {args.calibration_windows} windows of 512 "
+            f"Made by `python3 tests/python/methods_md.py --name {name} --group {args.group}`. Linear layers; {args.calibration_windows} windows of 512 "
             f"tokens of {args.calibration.name}, others for each seed, and a quarter as many drawn "
             f"from the vocabulary; perplexity and mean KL divergence over {args.windows} windows of "
             f"{args.window} tokens of {args.text.name}"
-            + (f"; mean accuracy of {len(tasks)} tasks, {args.limit} rows each" if tasks else "")
+            + (f"; mean accuracy of {', '.join(tasks)}, {args.limit} rows each" if tasks else "")
             + f"; {args.products} products; ± the standard deviation of a seed.",
             "", *table(original, found), "",
             "; ".join(f"{name}: {what}" for name, _, _, what in METHODS if any(r["recipe"] == name for r in found))

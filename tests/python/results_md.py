@@ -85,7 +85,8 @@ def write(args, kept, known, others, built_in):
     page = [f"# {model_name(args)} with every recipe", "",
             f"Made by `python3 tests/python/results_md.py --name {model_name(args)}`, which says what it needs.", "",
             *table(rows, ["original", *names[1:]], tasks), "",
-            f"Calibrated on {args.calibration_windows} windows of {args.calibration.name}. Perplexity and KL divergence (nats, "
+            f"Calibrated on {args.calibration_windows} windows of 512 tokens of {args.calibration.name}, and for recipes with "
+            f"`coverage` some drawn from the vocabulary. Perplexity and KL divergence (nats, "
             f"mean and 99th percentile) over {scored['windows']} windows of {scored['window']} tokens of {args.text.name}, "
             f"{scored['tokens']:,} tokens scored. All models, the original included, were computed with {args.products} "
             "products (`--products`)."]

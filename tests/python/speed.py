@@ -25,6 +25,29 @@ def quantize(args, model, out, *options):
     return run(args.binary, "quantize", model, "--calibration", TEXT, "--out", out, *options, "--json")
 
 
+def cpu_seconds():
+    """Of all commands that have ended: unlike time on the clock it hardly depends on what else the machine does."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def costs(args, folder, scratch, *options, forward=None):
+    """What each recipe, built-in or a file, costs on a model: a row a recipe, beside the seconds of a forward pass if they are given."""
+    for i, recipe in enumerate(args.recipes):
+        out, before = scratch / pathlib.Path(recipe).stem, cpu_seconds()
+        cost = quantize(args, folder, out, "--recipe", recipe, "--calibration-windows", args.windows, *options)
+        cpu = cpu_seconds() - before
+        cells = {"recipe": out.name, "seconds": f"{cost['seconds']:.1f}", "CPU seconds": f"{cpu:.0f}"}
+        if forward:
+            cells["/ forward"] = f"{cost['seconds'] / forward:.2f}"
+        cells |= {phase: f"{s:.1f}" for phase, s in cost["phases"].items()}
+        cells |= {"peak MB": f"{cost['peak_rss_bytes'] / 1e6:.0f}", "predicted MB": f"{cost['peak_memory_predicted_bytes'] / 1e6:.0f}"}
+        if i == 0:
+            print("| " + " | ".join(cells) + " |\n" + "|---" * len(cells) + "|")
+        print("| " + " | ".join(cells.values()) + " |", flush=True)
+        shutil.rmtree(out)
+
+
 def model(args):
     with tempfile.TemporaryDirectory() as scratch:
         # A window of 512 over the same text: the forward pass over the same tokens, output layer included.
@@ -33,14 +56,7 @@ def model(args):
             "--no-cache", "--json")
         forward = time.time() - start
         print(f"forward pass over {args.windows} x 512 tokens: {forward:.1f} s\n")
-        print("| recipe | seconds | / forward | read | forward | statistics | search | round | measure | write | peak MB | predicted MB |")
-        print("|---|" + "---|" * 11)
-        for recipe in args.recipes:
-            cost = quantize(args, args.smollm2, pathlib.Path(scratch) / recipe, "--recipe", recipe,
-                            "--calibration-windows", args.windows)
-            phases = " | ".join(f"{s:.1f}" for s in cost["phases"].values())
-            print(f"| {recipe} | {cost['seconds']:.1f} | {cost['seconds'] / forward:.2f} | {phases} | "
-                  f"{cost['peak_rss_bytes'] / 1e6:.0f} | {cost['peak_memory_predicted_bytes'] / 1e6:.0f} |", flush=True)
+        costs(args, args.smollm2, pathlib.Path(scratch), forward=forward)
 
 
 def objective(args):
@@ -87,12 +103,6 @@ def oracle(args):
         print(f"{search}: {result['seconds']:.3f} s, {seconds / result['seconds']:.0f} times less, error {result['mse']:.6g}")
 
 
-def cpu_seconds():
-    """Of all commands that have ended: unlike time on the clock it hardly depends on what else the machine does."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
 def scale(args):
     print("| blocks | seconds | CPU seconds | CPU seconds a block | peak MB | predicted MB |")
     print("|---|---|---|---|---|---|")
@@ -110,21 +120,11 @@ def scale(args):
 
 
 def methods(args):
-    """Of recipes, built-in or files, on one random model; methods_md.py writes such files."""
+    """Of recipes on one random model; methods_md.py writes such files."""
     with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
         folder = pathlib.Path(scratch) / "model"
         run(args.binary, "synth", "--like", args.like, "--layers", args.layers[0], "--out", folder, "--json")
-        print("| recipe | seconds | CPU seconds | forward | statistics | search | round | learn | peak MB | predicted MB |")
-        print("|---" * 10 + "|")
-        for recipe in args.recipes:
-            name, before = pathlib.Path(recipe).stem, cpu_seconds()
-            cost = quantize(args, folder, pathlib.Path(scratch) / name, "--recipe", recipe, "--calibration-windows", args.windows,
-                            "--coverage", 0, "--keep", "lm_head,embedding")
-            cpu = cpu_seconds() - before
-            phases = " | ".join(f"{cost['phases'][p]:.0f}" for p in ["forward", "statistics", "search", "round", "learn"])
-            print(f"| {name} | {cost['seconds']:.0f} | {cpu:.0f} | {phases} | {cost['peak_rss_bytes'] / 1e6:.0f} | "
-                  f"{cost['peak_memory_predicted_bytes'] / 1e6:.0f} |", flush=True)
-            shutil.rmtree(pathlib.Path(scratch) / name)
+        costs(args, folder, pathlib.Path(scratch), "--coverage", 0, "--keep", "lm_head,embedding")
 
 
 def main():

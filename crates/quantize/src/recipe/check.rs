@@ -1,6 +1,6 @@
 //! What a recipe's types do not check.
 
-use super::{BITS, Method, Recipe, Rounding, Scales};
+use super::{BITS, Method, Recipe, Rounding, Scales, Search};
 use crate::QuantizeError;
 use crate::transforms::Assumed;
 use halfbyte_checkpoint::LayerScheme;
@@ -49,6 +49,12 @@ impl Recipe {
                 return wrong(
                     "correct",
                     "and feedback are for fpq and scheme: MinMax rounds to the nearest value".into(),
+                );
+            }
+            Method::Fpq if self.search == Search::Direct && self.uses_factor() => {
+                return wrong(
+                    "search",
+                    "= \"direct\" scores weights rounded to the nearest value, as in fpq-published; it goes with correct = false and feedback = false".into(),
                 );
             }
             _ if self.weight_scheme.is_some() || self.input_scheme.is_some() => {

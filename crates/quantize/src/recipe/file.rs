@@ -61,6 +61,7 @@ pub fn recipe_toml(recipe: &Recipe) -> Result<String, QuantizeError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Search;
 
     #[test]
     fn a_written_recipe_reads_back() {
@@ -87,6 +88,14 @@ mod tests {
         );
         let wanted = parse("name = \"x\"\nmethod = \"minmax-int\"\nfeedback = true\n").unwrap();
         assert!(wanted.check().unwrap_err().to_string().contains("feedback"));
+    }
+
+    #[test]
+    fn products_over_the_tokens_do_not_score_what_feedback_rounds() {
+        let direct = |name: &str| Recipe { search: Search::Direct, ..Recipe::named(name).unwrap() };
+        direct("fpq-published-w4a4").check().unwrap();
+        let refused = direct("fpq-w4a4").check().unwrap_err().to_string();
+        assert!(refused.contains("search") && refused.contains("feedback = false"), "{refused}");
     }
 
     #[test]

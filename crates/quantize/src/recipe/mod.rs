@@ -275,7 +275,7 @@ pub struct Recipe {
     /// Candidates for the tensor-wise scale of an input.
     pub activation_grid: Grid,
     /// How candidates are scored. Weights that are rounded by the factor of their Gram matrix (`correct`, `feedback`) are
-    /// always scored by that factor's diagonal.
+    /// always scored by that factor's diagonal, and refused with `direct`.
     pub search: Search,
     /// Candidates scored fully when ranked; with one the ranking decides.
     pub finalists: usize,
