@@ -19,7 +19,7 @@ pub struct TapInputs {
 pub struct Moments {
     /// `X̂ᵀX̂`, `[inputs, inputs]`.
     pub gram: Vec<f32>,
-    /// `XᵀX̂`, `[inputs, inputs]`; absent where `X̂ = X`.
+    /// `XᵀX̂`, `[inputs, inputs]`; absent where `X̂ = X` or nobody asks.
     pub cross: Option<Vec<f32>>,
 }
 
@@ -59,38 +59,37 @@ impl TapInputs {
         Ok(max)
     }
 
-    /// Moments with the inputs quantized by `quantizer`, if there is one, by products of this precision.
+    /// Moments with the inputs quantized by `quantizer`, if there is one, by products of this precision. `cross` asks for
+    /// the cross moments, which are two thirds of the work.
     ///
     /// # Errors
     /// When the store cannot be read.
     pub fn moments(
         &self,
         quantizer: Option<&InputQuantizer>,
+        cross: bool,
         precision: Precision,
     ) -> Result<Moments, QuantizeError> {
         let k = self.channels();
-        let mut moments = Moments { gram: vec![0.0; k * k], cross: quantizer.map(|_| vec![0.0; k * k]) };
+        let cross = quantizer.filter(|_| cross).map(|_| vec![0.0; k * k]);
+        let mut moments = Moments { gram: vec![0.0; k * k], cross };
         for i in 0..self.x.windows() {
             let mut x = self.x.get(i)?;
             let quantized = quantizer.map(|q| quantized(&x, q));
             if let Some(weights) = &self.weights {
                 scale_rows(&mut x, &weights[i]);
             }
-            match (quantized, &mut moments.cross) {
-                (Some(mut quantized), Some(cross)) => {
-                    if let Some(weights) = &self.weights {
-                        scale_rows(&mut quantized, &weights[i]);
-                    }
-                    gram(&quantized.data, k, &mut moments.gram, precision);
-                    product_into(
-                        &Columns::new(&x.data, k, k),
-                        &Columns::new(&quantized.data, k, k),
-                        cross,
-                        k,
-                        precision,
-                    );
-                }
-                _ => gram(&x.data, k, &mut moments.gram, precision),
+            let Some(mut quantized) = quantized else {
+                gram(&x.data, k, &mut moments.gram, precision);
+                continue;
+            };
+            if let Some(weights) = &self.weights {
+                scale_rows(&mut quantized, &weights[i]);
+            }
+            gram(&quantized.data, k, &mut moments.gram, precision);
+            if let Some(cross) = &mut moments.cross {
+                let (x, quantized) = (Columns::new(&x.data, k, k), Columns::new(&quantized.data, k, k));
+                product_into(&x, &quantized, cross, k, precision);
             }
         }
         mirror(&mut moments.gram, k);

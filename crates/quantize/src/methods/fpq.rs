@@ -183,7 +183,8 @@ impl GroupSearch<'_> {
         }
 
         let Moments { gram, cross } = timed(Phase::Statistics, || {
-            self.inputs.moments(self.input.as_ref(), recipe.products.precision())
+            let cross = recipe.uses_cross_moments();
+            self.inputs.moments(self.input.as_ref(), cross, recipe.products.precision())
         })?;
         // X̂ᵀX̂ − XᵀX̂, from which a row's linear term comes.
         let difference = cross.map(|mut c| {
@@ -237,7 +238,7 @@ impl GroupSearch<'_> {
         let (recipe, inputs) = (self.recipe, values.cols);
         let factor =
             timed(Phase::Round, || feedback::Factor::new(gram, inputs, recipe.damping, recipe.act_order))?;
-        if let Some(difference) = difference.as_mut().filter(|_| recipe.correct) {
+        if let Some(difference) = difference.as_mut() {
             timed(Phase::Round, || correct::correct(values, difference, &factor, piece(inputs)));
         }
         drop(difference);

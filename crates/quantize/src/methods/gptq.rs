@@ -29,9 +29,9 @@ pub(super) fn quantize(
         scheme.check_shape(&site.name, weight.rows, cols)?;
     }
     let Moments { gram, cross } =
-        timed(Phase::Statistics, || inputs.moments(input, recipe.products.precision()))?;
+        timed(Phase::Statistics, || inputs.moments(input, recipe.correct, recipe.products.precision()))?;
     // X̂ᵀX̂ − XᵀX̂.
-    let difference = cross.filter(|_| recipe.correct).map(|mut c| {
+    let difference = cross.map(|mut c| {
         c.par_iter_mut().zip(&gram).for_each(|(c, g)| *c = g - *c);
         c
     });

@@ -42,13 +42,15 @@ pub(crate) fn compensate<'a>(
             Some((input, moments)) if input == result.input => (input, moments),
             _ => (
                 result.input.clone(),
-                timed(Phase::Statistics, || inputs.moments(result.input.as_ref(), precision))?,
+                timed(Phase::Statistics, || {
+                    inputs.moments(result.input.as_ref(), recipe.correct, precision)
+                })?,
             ),
         };
         let Moments { gram, cross } = &own.1;
         let full = weight.to_f32();
         let mut residual = full.clone();
-        if let Some(cross) = cross.as_ref().filter(|_| recipe.correct) {
+        if let Some(cross) = cross {
             let mut difference: Vec<f32> = gram.iter().zip(cross).map(|(g, c)| g - c).collect();
             let factor = Factor::new(gram.clone(), full.cols, recipe.damping, recipe.act_order)?;
             timed(Phase::Round, || {

@@ -350,7 +350,7 @@ impl Shape<'_> {
                 moments.push(("search of the input", copies * 4 * sample * k + balanced + gram + values));
             }
             if recipe.weight_bits < 16 {
-                let cross = recipe.activation_bits < 16;
+                let cross = recipe.uses_cross_moments();
                 // Gram matrix (its factor takes its place), and its difference from the cross moments; where that is
                 // multiplied by the inverse first, a copy of it in the order of rounding.
                 let solved = cross && recipe.correct && group > k;
@@ -360,8 +360,8 @@ impl Shape<'_> {
             }
         }
         if self.recipe.low_rank().is_some() {
-            // Gram matrix and cross moments, and for the correction their difference and the factor.
-            let squares = if self.recipe.activation_bits < 16 { 4 } else { 1 };
+            // The Gram matrix, and for the correction the cross moments, the difference and the factor.
+            let squares = if self.recipe.activation_bits < 16 && self.recipe.correct { 4 } else { 1 };
             let largest = chosen.iter().copied().max().unwrap_or(0);
             moments.push(("low-rank parts", 3 * 4 * largest * k + squares * 4 * k * k + packing));
         }

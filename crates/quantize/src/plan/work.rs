@@ -170,16 +170,16 @@ impl Shape<'_> {
         }
         work.multiply_adds += 2.0 * sample * all * k;
         if let Some(rank) = recipe.low_rank() {
-            let moments = if recipe.activation_bits < 16 { 1.5 } else { 0.5 };
+            let moments = if recipe.activation_bits < 16 && recipe.correct { 1.5 } else { 0.5 };
             let steps = low_rank::STEPS as f64 * rank as f64;
             work.multiply_adds += moments * tokens * k * k + steps * (2.0 * all * k + k * k);
         }
         if recipe.method != Method::Fpq {
             work.roundings += all * k;
             if recipe.method == Method::Scheme && recipe.uses_factor() {
-                let quantized = recipe.activation_bits < 16;
-                let moments = if quantized { 1.5 } else { 0.5 };
-                let corrected = if quantized && recipe.correct { all + all.min(k) } else { 0.0 };
+                let cross = recipe.uses_cross_moments();
+                let moments = if cross { 1.5 } else { 0.5 };
+                let corrected = if cross { all + all.min(k) } else { 0.0 };
                 work.multiply_adds +=
                     moments * tokens * k * k + (k * k * k / 6.0 + (corrected + all / 2.0) * k * k);
                 work.roundings += CODES_TRIED * all * k;
@@ -212,7 +212,7 @@ impl Shape<'_> {
         if recipe.weight_bits < 16 {
             let formats = Element::searched(recipe.weight_bits).len() as f64;
             let candidates = recipe.weight_grid.steps as f64;
-            let moments = if recipe.activation_bits < 16 { 1.5 } else { 0.5 };
+            let moments = if recipe.uses_cross_moments() { 1.5 } else { 0.5 };
             work.multiply_adds += times * moments * tokens * k * k;
             work.roundings += times * formats * candidates * n * k;
             if recipe.correct || recipe.feedback {

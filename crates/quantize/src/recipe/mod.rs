@@ -351,6 +351,12 @@ impl Recipe {
         self.correct || self.feedback
     }
 
+    /// Whether the weights of a method that takes second moments need the cross moments of inputs and quantized inputs too: to
+    /// be corrected for the difference, or to be scored with it.
+    pub(crate) fn uses_cross_moments(&self) -> bool {
+        self.activation_bits < 16 && (self.correct || (self.method == Method::Fpq && !self.feedback))
+    }
+
     /// Replaces automatic scales by what they are with or without calibration inputs, so that reports say it. Without inputs they stay
     /// automatic where layers have block scales of several formats, which have rules of their own.
     pub fn settle_scales(&mut self, calibrated: bool) {
