@@ -51,12 +51,16 @@ pub trait Progress {
     fn advance(&mut self, layers: usize);
     /// So many of the steps of learned rounding in a block are done.
     fn steps(&mut self, _done: usize, _all: usize) {}
-    /// A table as large as the embedding's was freed, and nothing so large comes after it: an allocator that keeps what is free
-    /// would fill other holes first, and hold on to this one as well.
+    /// Something as large as the embedding's table or the statistics of a wide layer was freed: an allocator that keeps what is
+    /// free would hold on to it where nothing fits into it.
     fn freed(&mut self) {}
     /// Whether the user asked to stop. Asked between layers, and between steps.
     fn stopped(&self) -> bool;
 }
+
+/// Input channels from which on second moments, 4 · channels² bytes, are a large part of all memory, and giving pages back is a
+/// small part of the work between two taps.
+const WIDE: usize = 4096;
 
 /// What came out.
 pub struct Outcome {
@@ -304,9 +308,15 @@ impl Run<'_> {
                     transform_block(&mut block, &hidden, self.job.recipe, &around, &mut stopped)
                 })?;
                 let kept = self.kept_tensors(&block, &transformed.changed);
+                let wide = block.spec.taps.iter().any(|t| t.channels() >= WIDE);
                 let mut on_tap = |advance| {
                     match advance {
-                        Advance::Layers(layers) => progress.advance(layers),
+                        Advance::Layers(layers) => {
+                            progress.advance(layers);
+                            if wide {
+                                progress.freed();
+                            }
+                        }
                         Advance::Steps { done, all } => progress.steps(done, all),
                     }
                     if progress.stopped() { Err(QuantizeError::Stopped(b)) } else { Ok(()) }

@@ -37,7 +37,9 @@ pub(super) fn quantize(
     });
     let factor = timed(Phase::Round, || Factor::new(gram, cols, recipe.damping, recipe.act_order))?;
     let rows = sites.iter().map(|s| s.weight.rows).sum();
-    let mut values = Matrix::new(rows, cols, sites.iter().flat_map(|s| &s.weight.data).copied().collect());
+    // All at once: a vector that grows leaves holes as large as the weights.
+    let weights: Vec<&[f32]> = sites.iter().map(|s| s.weight.data.as_slice()).collect();
+    let mut values = Matrix::new(rows, cols, weights.concat());
     if let Some(mut difference) = difference {
         timed(Phase::Round, || correct::correct(&mut values, &mut difference, &factor, piece(cols)));
     }

@@ -8,6 +8,7 @@ use crate::search::HISTOGRAM_BYTES;
 use crate::store::AT_ONCE;
 use crate::transforms::{SAMPLE, rewritten};
 use halfbyte_checkpoint::CheckpointError;
+use halfbyte_formats::Granularity;
 use halfbyte_model::{BlockSpec, Site, StemSpec, Tap};
 
 /// Program and threads.
@@ -76,6 +77,15 @@ impl Shape<'_> {
     fn weight_bits(&self) -> u32 {
         let own = self.recipe.layer_bits.values().copied().chain([self.recipe.weight_bits]);
         if self.recipe.max_bits.is_some() { 8 } else { own.filter(|&b| b < 16).max().unwrap_or(8) }
+    }
+
+    /// Codes of so many weights, and the scales of their blocks, which are f32 in memory.
+    fn coded(&self, elements: u64) -> u64 {
+        let group = self.recipe.weight_schemes().filter_map(|s| match s.granularity {
+            Granularity::Group(group) => Some(group as u64),
+            _ => None,
+        });
+        elements * u64::from(self.weight_bits()) / 8 + group.min().map_or(0, |group| 4 * elements / group)
     }
 
     /// What is there beside a run while sensitivities are measured: two more copies of a block, and its codes.
@@ -199,11 +209,8 @@ impl Shape<'_> {
         }
         let done: u64 =
             block.taps[..tap].iter().flat_map(|t| &t.sites).map(|s| (s.outputs * s.inputs) as u64).sum();
-        let mut terms = vec![
-            ("process", self.process()),
-            ("stored weights", stored),
-            ("codes", done * u64::from(self.weight_bits()) / 8),
-        ];
+        let mut terms =
+            vec![("process", self.process()), ("stored weights", stored), ("codes", self.coded(done))];
         let hidden = self.architecture().hidden;
         let channels = block.carried(tap, hidden) as u64 + sites[0].inputs as u64;
         terms.push(("activations", self.in_memory(channels)));
@@ -251,7 +258,7 @@ impl Shape<'_> {
         let sites = || block.taps.iter().flat_map(|t| &t.sites);
         let all: u64 =
             sites().filter(|s| !self.recipe.leaves(s)).map(|s| (s.outputs * s.inputs) as u64).sum();
-        let codes = 2 * all * u64::from(self.recipe.weight_bits.min(8)) / 8;
+        let codes = 2 * self.coded(all);
         let hidden = self.architecture().hidden as u64;
         // A trace has what every tap gets, what its layers give, and the residual stream three times; on the way back
         // the widest of them is there a few times more.
@@ -334,7 +341,7 @@ impl Shape<'_> {
         let packing = weights
             + COMPARED_INPUTS * 4 * sample * k
             + COMPARED_OUTPUTS * 4 * sample * group.min(COMPARED_ROWS as u64)
-            + group * k * u64::from(self.weight_bits()) / 8;
+            + self.coded(group * k);
         let mut moments = vec![("forward pass", forward), ("compare and pack", packing)];
         let searched = self.recipe.method == Method::Fpq;
         let rounded = self.recipe.method == Method::Scheme && self.recipe.uses_factor();
@@ -356,7 +363,9 @@ impl Shape<'_> {
                 let solved = cross && recipe.correct && group > k;
                 let squares = 1 + u64::from(cross) + u64::from(solved);
                 let pieces = PIECE_BUFFERS * weights.min(PIECE_BYTES as u64);
-                moments.push(("search of the weights", weights + squares * 4 * k * k + pieces));
+                // Codes and scales, and what the choice of block scales leaves until it is done.
+                let codes = if rounded { 2 * self.coded(group * k) } else { 0 };
+                moments.push(("search of the weights", weights + squares * 4 * k * k + pieces + codes));
             }
         }
         if self.recipe.low_rank().is_some() {

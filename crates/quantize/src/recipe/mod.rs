@@ -427,6 +427,11 @@ impl Recipe {
         [first].into_iter().chain(self.alternatives.iter().map(|&s| self.with_input(s))).collect()
     }
 
+    /// The schemes that a weight may have.
+    pub(crate) fn weight_schemes(&self) -> impl Iterator<Item = Scheme> {
+        self.possible().into_iter().filter_map(|s| s.weight)
+    }
+
     /// All schemes that a layer may get.
     fn possible(&self) -> Vec<LayerScheme> {
         let named = self.schemes.values().map(|&s| self.with_input(s));
