@@ -149,7 +149,7 @@ def write(args, kept, original, found):
             + f"; {args.products} products; ± the standard deviation of a seed.",
             "", *table(original, found), "",
             "; ".join(f"{name}: {what}" for name, _, _, what in METHODS if any(r["recipe"] == name for r in found))
-            + ". The others are built-in recipes, with all that these have."]
+            + ". The others are built-in recipes, with all that these have. What each costs is in docs/performance.md."]
     begin, end = f"<!-- methods {args.group} -->", f"<!-- end of methods {args.group} -->"
     section = "\n".join([begin, "", *text, "", end])
     page = args.out.read_text() if args.out.exists() else ""
