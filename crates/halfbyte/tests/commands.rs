@@ -291,10 +291,16 @@ fn a_random_model_of_a_known_shape_can_be_quantized_within_a_memory_limit() {
 #[test]
 fn the_predicted_memory_is_enough() {
     let scratch = Scratch::new();
-    let model = scratch.path("synth");
-    let mut synth = halfbyte();
-    synth.args(["synth", "--like", "smollm2-135m", "--layers", "1", "--json", "--out"]).arg(&model);
-    finish(&mut synth).json();
+    let synth = |like: &str| {
+        let model = scratch.path(like);
+        let mut synth = halfbyte();
+        synth.args(["synth", "--like", like, "--layers", "1", "--json", "--out"]).arg(&model);
+        finish(&mut synth).json();
+        model
+    };
+    let model = synth("smollm2-135m");
+    // Layers of 5,632 channels: second moments are what fills the memory, and holes between them would count.
+    let wide = synth("tinyllama-1.1b");
     let learned = scratch.write("learned.toml", {
         let text = run(["recipes", "nvfp4-gptq-w4a16"]).text();
         let text = text.replace("rounding = \"given\"", "rounding = \"learned\"");
@@ -308,14 +314,18 @@ fn the_predicted_memory_is_enough() {
     let turned = with("turned.toml", "mxfp4-w4a4", "transforms = [\"rotate\", \"hadamard-heads\"]");
     let files = [learned, thin, smooth, turned].map(|f| f.to_str().unwrap().to_owned());
     let attention = ["--attention-bits", "8"];
-    let runs =
-        [("nvfp4-pow2-gptq-w4a4", &[][..]), ("fpq-w4a4", &["--max-bits", "5"]), ("fpq-w8a8", &attention)];
-    for (recipe, options) in files.iter().map(|f| (f.as_str(), &[][..])).chain(runs) {
+    let runs = [
+        (&model, "nvfp4-pow2-gptq-w4a4", &[][..]),
+        (&model, "fpq-w4a4", &["--max-bits", "5"]),
+        (&model, "fpq-w8a8", &attention),
+        (&wide, "nvfp4-gptq-w4a4", &[]),
+    ];
+    for (model, recipe, options) in files.iter().map(|f| (&model, f.as_str(), &[][..])).chain(runs) {
         let out = scratch.path("out");
         let mut command = halfbyte();
         command
             .arg("quantize")
-            .arg(&model)
+            .arg(model)
             .args(["--recipe", recipe, "--calibration"])
             .arg(text())
             .args(options);
