@@ -267,8 +267,12 @@ pub(crate) fn layers(
     let mut layers = BTreeMap::new();
     let scaled = checkpoint.names().filter_map(|n| n.strip_suffix(".weight_scale"));
     for name in scaled {
-        // Exact names go before the class, as in compressed-tensors. Patterns are told apart only where need be.
-        let exact = schemes.iter().find(|(targets, _)| targets.contains(&name));
+        // Exact names go before the class, as in compressed-tensors. Patterns are told apart only where need be. A checkpoint may
+        // leave out the front of the modules' names (BLOOM).
+        let exact = schemes.iter().find(|(targets, _)| targets.contains(&name)).or_else(|| {
+            let ends = |t: &&str| t.strip_suffix(name).is_some_and(|front| front.ends_with('.'));
+            schemes.iter().find(|(targets, _)| targets.iter().any(&ends))
+        });
         let class = || schemes.iter().find(|(targets, _)| targets.contains(&"Linear"));
         let only = || if schemes.len() == 1 { schemes.first() } else { None };
         let (_, scheme) = exact.or_else(class).or_else(only).ok_or(format!(

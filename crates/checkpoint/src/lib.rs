@@ -49,18 +49,30 @@ mod space;
 mod tensor;
 mod writer;
 
-/// Files that go with a model, copied where present.
-pub const COMPANIONS: [&str; 10] = [
+/// Files that go with a model, copied where present: tokenizers of every make, templates, processors, and the terms under which
+/// it may be passed on.
+pub const COMPANIONS: [&str; 21] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "tokenizer.model",
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
+    "vocab.txt",
     "merges.txt",
+    "spiece.model",
+    "sentencepiece.bpe.model",
     "generation_config.json",
     "chat_template.jinja",
+    "chat_template.json",
     "preprocessor_config.json",
+    "processor_config.json",
+    "LICENSE",
+    "LICENSE.txt",
+    "LICENSE.md",
+    "NOTICE",
+    "NOTICE.txt",
+    "USE_POLICY.md",
 ];
 
 pub use atomic::{AtomicFile, copy_atomic, write_atomic};

@@ -6,7 +6,7 @@ use crate::{
     error::CheckpointError,
     file::{SafetensorsFile, TensorInfo},
     folder::{INDEX, Index, SINGLE, exists, has_extension, loose_files, only_gguf, read_config},
-    gguf::model::GgufModel,
+    gguf::model::{DIVIDED, GgufModel},
     halfbyte::Manifest,
     missing::missing,
     tensor::RawTensor,
@@ -166,6 +166,12 @@ impl Checkpoint {
             Backing::Gguf(model) => Some(model.block_types()).filter(|t| !t.is_empty()),
             _ => None,
         }
+    }
+
+    /// Whether the rotary frequencies are given as a GGUF file gives them, as divisors of the plain ones: a `rope_type` of
+    /// our own, which no other engine reads.
+    pub fn has_divided_rope(&self) -> bool {
+        self.config["rope_parameters"]["rope_type"] == DIVIDED
     }
 
     /// How a tensor is stored, by the name of its type, and its bytes there; those of what [`info`](Self::info) says, but

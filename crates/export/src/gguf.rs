@@ -1,20 +1,22 @@
 //! One GGUF file for llama.cpp: block weights as they are, everything else as stored, norms and biases in f32.
 
 use crate::safetensors::layer;
-use crate::target::gguf_type;
+use crate::target::{coded, gguf_type};
 use crate::tokenizer;
 use crate::{ExportError, OnLayer, Plan, Rest, Target};
+use halfbyte_checkpoint::LayerScheme;
 use halfbyte_checkpoint::gguf::names::{self, source_row};
 use halfbyte_checkpoint::gguf::{self, GgufFile, GgufTensor, GgufType, GgufValue, GgufWriter};
-use halfbyte_checkpoint::{LayerScheme, TensorSpec};
 use halfbyte_formats::Scheme;
-use halfbyte_model::{Architecture, Model, Site};
+use halfbyte_model::{Activation, Architecture, Model, Site};
 use serde_json::Value;
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::path::Path;
 
-/// Checks that llama.cpp computes this architecture as we do.
-pub(crate) fn check(a: &Architecture) -> Result<(), String> {
+/// Checks that llama.cpp computes this model as we do, and that a file has places for all of it.
+pub(crate) fn check(model: &Model, layers: &[(Site, LayerScheme)]) -> Result<(), String> {
+    let a = &model.architecture;
     if !FAMILIES.contains(&a.family.as_str()) {
         return Err(format!("the family {} is not written as GGUF, only {}", a.family, FAMILIES.join(", ")));
     }
@@ -24,8 +26,34 @@ pub(crate) fn check(a: &Architecture) -> Result<(), String> {
     if a.ropes.iter().any(|r| r.amplitude != 1.0) {
         return Err("its rotary embedding scales amplitudes (YaRN), which is not written yet".into());
     }
-    Ok(())
+    if let Some(b) = a.blocks.iter().find(|b| b.activation != Activation::Silu) {
+        return Err(format!(
+            "llama.cpp computes this family with SiLU and config.json says {:?}, for which GGUF has no key",
+            b.activation
+        ));
+    }
+    rope_factors(a, model.checkpoint.config())?;
+    let coded = coded(layers);
+    copied(model, &coded).try_for_each(|tensor| place(tensor).map(|_| ()))?;
+    metadata(model, FILE_TYPE_NVFP4).map(|_| ())
 }
+
+/// The tensors that the file has as they are: those of the network that are not `coded`.
+fn copied<'a>(model: &'a Model, coded: &'a HashSet<String>) -> impl Iterator<Item = &'a str> {
+    let computed = |name: &str| name.ends_with("rotary_emb.inv_freq");
+    // llama.cpp refuses files with tensors that it does not load.
+    let no_part = move |name: &str| computed(name) || model.architecture.is_beyond(name);
+    model.checkpoint.names().filter(move |name| !coded.contains(*name) && !no_part(name))
+}
+
+fn place(tensor: &str) -> Result<String, String> {
+    names::to_gguf(tensor).ok_or_else(|| format!("there is no place for the tensor {tensor}"))
+}
+
+/// llama.cpp's LLAMA_FTYPE_MOSTLY_NVFP4.
+const FILE_TYPE_NVFP4: u32 = 39;
+/// LLAMA_FTYPE_MOSTLY_MXFP4_MOE, the only one it has for MXFP4.
+const FILE_TYPE_MXFP4: u32 = 38;
 
 /// The families whose tensors we name for llama.cpp.
 const FAMILIES: [&str; 4] = ["llama", "mistral", "qwen2", "qwen3"];
@@ -62,10 +90,10 @@ pub(crate) fn write(
 ) -> Result<(), ExportError> {
     let cannot = |message: String| ExportError::Cannot { target, message };
     let tensors = tensors(model, plan, rest, &cannot)?;
-    // llama.cpp's LLAMA_FTYPE_MOSTLY_NVFP4 and _MXFP4_MOE, the only one it has for MXFP4: that of most layers.
+    // That of most layers.
     let is_nvfp4 = |l: &&(Site, LayerScheme)| l.1.weight == Some(Scheme::NVFP4);
     let nvfp4 = plan.layers.iter().filter(is_nvfp4).count();
-    let file_type = if 2 * nvfp4 >= plan.layers.len() { 39 } else { 38 };
+    let file_type = if 2 * nvfp4 >= plan.layers.len() { FILE_TYPE_NVFP4 } else { FILE_TYPE_MXFP4 };
     let values = metadata(model, file_type).map_err(cannot)?;
 
     let file_name = format!("{}.gguf", name.to_string_lossy());
@@ -106,19 +134,10 @@ fn tensors<'a>(
 ) -> Result<Vec<(GgufTensor, Source<'a>)>, ExportError> {
     let a = &model.architecture;
     let mut tensors: Vec<(GgufTensor, Source)> = Vec::new();
-    let ours: std::collections::HashSet<String> = plan
-        .layers
-        .iter()
-        .flat_map(|(s, scheme)| scheme.tensors(&s.name, s.outputs, s.inputs))
-        .map(|t: TensorSpec| t.name)
-        .collect();
-    for tensor in model.checkpoint.names().filter(|n| !ours.contains(*n)) {
-        if tensor.ends_with("rotary_emb.inv_freq") {
-            continue;
-        }
+    let coded = coded(&plan.layers);
+    for tensor in copied(model, &coded) {
         let info = model.checkpoint.find(tensor)?;
-        let to = names::to_gguf(tensor)
-            .ok_or_else(|| cannot(format!("there is no place for the tensor {tensor}")))?;
+        let to = place(tensor).map_err(cannot)?;
         let dims: Vec<u64> = info.shape.iter().rev().map(|&d| d as u64).collect();
         // llama.cpp wants vectors in f32.
         let kind = match rest.kind() {

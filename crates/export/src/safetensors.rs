@@ -28,8 +28,8 @@ pub(crate) fn write(
         ours.extend(scheme.tensors(&site.name, rows, cols).into_iter().map(|t| t.name));
         specs.extend(target.layout().tensors(scheme, &site.name, rows, cols).map_err(cannot)?);
         match groups.iter_mut().find(|g| g.0 == *scheme) {
-            Some(group) => group.1.push(site.name.clone()),
-            None => groups.push((*scheme, vec![site.name.clone()])),
+            Some(group) => group.1.push(model.architecture.module_name(&site.name)),
+            None => groups.push((*scheme, vec![model.architecture.module_name(&site.name)])),
         }
     }
     let copies: Vec<&str> = source.names().filter(|n| !ours.contains(*n)).collect();

@@ -4,7 +4,8 @@ use crate::ExportError;
 use halfbyte_checkpoint::gguf::GgufType;
 use halfbyte_checkpoint::{LayerScheme, Layout};
 use halfbyte_formats::Scheme;
-use halfbyte_model::{Architecture, Model, Part, Site, Stored};
+use halfbyte_model::{Model, Part, Site, Stored};
+use std::collections::HashSet;
 use std::fmt;
 use std::str::FromStr;
 
@@ -89,7 +90,10 @@ impl Target {
                 "the schemes of nvfp4-w4a16 and mxfp4-w4a16",
             ),
             Self::VllmFp8 => (element.to_string() == "e4m3fn", "fp8-w8a8 or fp8-w8a16"),
-            Self::VllmInt => (element.fields().is_none(), "int4-g32-w4a16, int8-w8a16 or int8-w8a8"),
+            Self::VllmInt => (
+                element.fields().is_none(),
+                "int4-g32-w4a16, int8-w8a16, int8-w8a8, smooth-quant-w8a8 or os-plus-w8a8",
+            ),
         }
     }
 }
@@ -144,17 +148,18 @@ impl Rest {
 pub struct Plan {
     /// The quantized layers, all in one scheme but for mixed targets.
     pub layers: Vec<(Site, LayerScheme)>,
-    /// Names of the linear layers that stay, the output layer among them.
+    /// Names that engines have for the linear layers that stay: the output layer and those that the architecture does not list
+    /// (BERT's pooler in a checkpoint without a head) among them.
     pub ignore: Vec<String>,
 }
 
-/// Checks that `target` can hold a model of this architecture whose linear layers have the schemes that `scheme_of` says
-/// by name (`None`: left alone), and of which `attention` says whether operands of attention are quantized.
+/// Checks that `target` can hold `model`, quantized or to be, if its linear layers have the schemes that `scheme_of` says
+/// by name (`None`: left alone); `attention` says whether operands of attention are quantized.
 ///
 /// # Errors
 /// [`ExportError::Cannot`], saying what would do.
 pub fn check(
-    architecture: &Architecture,
+    model: &Model,
     scheme_of: &dyn Fn(&str) -> Option<LayerScheme>,
     attention: bool,
     target: Target,
@@ -162,7 +167,15 @@ pub fn check(
     if attention {
         return Err(ExportError::attention(target));
     }
+    let architecture = &model.architecture;
     let cannot = |message: String| Err(ExportError::Cannot { target, message });
+    if !target.is_gguf() && model.checkpoint.has_divided_rope() {
+        return cannot(
+            "its rotary frequencies are a GGUF file's table of divisors (rope_freqs), which no config.json of other engines \
+             says; start from the Hugging Face checkpoint"
+                .into(),
+        );
+    }
     if let Some(name) = architecture.migrations().next() {
         return cannot(format!(
             "{name} divides the inputs of a layer by factors, which is halfbyte's own; quantize with transforms without migrate=true"
@@ -192,7 +205,7 @@ pub fn check(
         }
         for site in &tap.sites {
             let Some(scheme) = scheme_of(&site.name) else {
-                ignore.push(site.name.clone());
+                ignore.push(architecture.module_name(&site.name));
                 continue;
             };
             if let Err(message) = check_layer(target, site, &scheme) {
@@ -207,8 +220,9 @@ pub fn check(
             layers.push((site.clone(), scheme));
         }
     }
+    ignore.extend(unlisted(model, &layers));
     if target.is_gguf()
-        && let Err(message) = crate::gguf::check(architecture)
+        && let Err(message) = crate::gguf::check(model, &layers)
     {
         return cannot(message);
     }
@@ -216,6 +230,24 @@ pub fn check(
         return cannot("no linear layer is quantized".into());
     }
     Ok(Plan { layers, ignore })
+}
+
+/// The tensors that a halfbyte folder has for these layers.
+pub(crate) fn coded(layers: &[(Site, LayerScheme)]) -> HashSet<String> {
+    let tensors = layers.iter().flat_map(|(s, scheme)| scheme.tensors(&s.name, s.outputs, s.inputs));
+    tensors.map(|t| t.name).collect()
+}
+
+/// Matrices of the checkpoint that the architecture has no layer or table for: an engine may have, and would look for its codes.
+fn unlisted(model: &Model, layers: &[(Site, LayerScheme)]) -> Vec<String> {
+    let a = &model.architecture;
+    let mut known = coded(layers);
+    known.extend(a.tensors().into_iter().map(|(name, _)| model.stored_name(&name).into_owned()));
+    let matrix = |name: &&str| model.checkpoint.info(name).is_some_and(|t| t.shape.len() == 2);
+    // A tied output layer may be stored all the same.
+    known.extend(a.sites().map(Site::weight));
+    let unknown = model.checkpoint.names().filter(|name| !known.contains(*name)).filter(matrix);
+    unknown.filter_map(|name| Some(a.module_name(name.strip_suffix(".weight")?))).collect()
 }
 
 fn check_layer(target: Target, site: &Site, scheme: &LayerScheme) -> Result<(), String> {
@@ -263,5 +295,5 @@ pub fn check_model(model: &Model, target: Target) -> Result<Plan, ExportError> {
     let manifest = model.manifest.as_ref().filter(|m| m.layout == Layout::Halfbyte);
     let manifest = manifest.ok_or_else(|| ExportError::NotQuantized(dir()))?;
     let scheme_of = |name: &str| manifest.layers.get(name).copied();
-    check(&model.architecture, &scheme_of, !manifest.attention.is_empty(), target)
+    check(model, &scheme_of, !manifest.attention.is_empty(), target)
 }

@@ -72,12 +72,14 @@ pub(crate) fn values(
         }
     }
     for role in ["bos", "eos"] {
-        add(&format!("ggml.add_{role}_token"), Bool(adds(&tokenizer, &settings, role)));
+        let text = special(role).map(|id| tokens[id as usize].as_str());
+        add(&format!("ggml.add_{role}_token"), Bool(adds(&tokenizer, &settings, role, text)));
     }
-    let template = fs::read_to_string(dir.join("chat_template.jinja")).ok();
-    let template = template.or_else(|| settings["chat_template"].as_str().map(str::to_owned));
-    if let Some(template) = template {
-        add("chat_template", Text(template));
+    let file = fs::read_to_string(dir.join("chat_template.jinja")).ok().map(Value::String);
+    let older = read(&dir.join("chat_template.json"))?.map(|v| v["chat_template"].clone());
+    for (name, template) in chat_templates(&file.or(older).unwrap_or(settings["chat_template"].clone())) {
+        let key = if name == "default" { "chat_template".into() } else { format!("chat_template.{name}") };
+        add(&key, Text(template.into()));
     }
     add("ggml.tokens", Texts(tokens));
     add("ggml.token_type", I32s(types));
@@ -143,14 +145,28 @@ fn merge(value: &Value) -> Option<String> {
     }
 }
 
-/// Whether a token is put at the beginning (bos) or end (eos) of a text.
-fn adds(tokenizer: &Value, settings: &Value, role: &str) -> bool {
+/// Whether the token `text` is put at the beginning (bos) or end (eos) of a text: the settings say so, or the template of the
+/// post-processor, which may be one of several steps (LLaMA 3).
+fn adds(tokenizer: &Value, settings: &Value, role: &str, text: Option<&str>) -> bool {
     if let Some(said) = settings[format!("add_{role}_token")].as_bool() {
         return said;
     }
-    let single = tokenizer["post_processor"]["single"].as_array();
+    let post = &tokenizer["post_processor"];
+    let steps = post["processors"].as_array().map_or(std::slice::from_ref(post), Vec::as_slice);
+    let single = steps.iter().find_map(|step| step["single"].as_array());
     let end = single.and_then(|s| if role == "bos" { s.first() } else { s.last() });
-    end.is_some_and(|e| e.get("SpecialToken").is_some())
+    end.and_then(|e| e["SpecialToken"]["id"].as_str()).is_some_and(|id| Some(id) == text)
+}
+
+/// Names and texts of chat templates: of one text, "default"; of a list, those that it gives.
+fn chat_templates(value: &Value) -> Vec<(&str, &str)> {
+    match value {
+        Value::String(text) => vec![("default", text)],
+        Value::Array(list) => {
+            list.iter().filter_map(|t| Some((t["name"].as_str()?, t["template"].as_str()?))).collect()
+        }
+        _ => Vec::new(),
+    }
 }
 
 /// Whether a space is put before a text.
@@ -204,6 +220,33 @@ mod tests {
         assert_eq!(of(qwen), Ok("qwen2"));
         let other = json!({ "type": "Sequence", "pretokenizers": [split("x"), { "type": "ByteLevel" }] });
         assert!(of(other).unwrap_err().contains("Split"));
+    }
+
+    #[test]
+    fn the_beginning_of_a_text_is_found_in_the_post_processor() {
+        let template = json!({ "type": "TemplateProcessing",
+            "single": [{ "SpecialToken": { "id": "<s>", "type_id": 0 } }, { "Sequence": { "id": "A", "type_id": 0 } }] });
+        // As in LLaMA 3.
+        let steps = json!({ "type": "Sequence", "processors": [{ "type": "ByteLevel" }, template] });
+        let of = |post: &Value, role: &str, text| {
+            adds(&json!({ "post_processor": post }), &Value::Null, role, text)
+        };
+        for post in [&template, &steps] {
+            assert!(of(post, "bos", Some("<s>")) && !of(post, "eos", Some("</s>")));
+            // The first token is another than the one that the engine would add.
+            assert!(!of(post, "bos", Some("[CLS]")));
+        }
+        assert!(!of(&json!({ "type": "ByteLevel" }), "bos", Some("<s>")));
+        let settings = json!({ "add_bos_token": false });
+        assert!(!adds(&json!({ "post_processor": template }), &settings, "bos", Some("<s>")));
+    }
+
+    #[test]
+    fn chat_templates_have_two_spellings() {
+        assert_eq!(chat_templates(&json!("{{x}}")), [("default", "{{x}}")]);
+        let list = json!([{ "name": "default", "template": "a" }, { "name": "tool_use", "template": "b" }, { "name": "c" }]);
+        assert_eq!(chat_templates(&list), [("default", "a"), ("tool_use", "b")]);
+        assert_eq!(chat_templates(&Value::Null), []);
     }
 
     #[test]

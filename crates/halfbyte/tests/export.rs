@@ -309,6 +309,139 @@ fn what_a_target_cannot_hold_is_refused_before_any_work() {
     export(&fpq, "vllm-nvfp4").refused(&["vllm-nvfp4"]);
 }
 
+fn plan(model: &Path, recipe: &str, to: &str) -> Ran {
+    let keep = ["--keep", "lm_head,embedding"];
+    finish(halfbyte().arg("plan").arg(model).args(["--recipe", recipe, "--to", to]).args(keep))
+}
+
+fn export(dir: &Path, to: &str, out: &Path) -> Ran {
+    finish(halfbyte().arg("export").arg(dir).args(["--to", to, "--json"]).arg("--out").arg(out))
+}
+
+/// What stands beside the weights in the folder of an export.
+fn quantization_config(exports: &Path) -> Value {
+    let config: Value = serde_json::from_slice(&fs::read(exports.join("config.json")).unwrap()).unwrap();
+    config["quantization_config"].clone()
+}
+
+#[test]
+fn what_gguf_has_no_key_for_is_refused_by_plan_and_by_export() {
+    let refused = |edit: &dyn Fn(&Scratch), needles: &[&str]| {
+        let scratch = narrowed();
+        edit(&scratch);
+        plan(&scratch.model(), "nvfp4-w4a16", "vllm-nvfp4").text();
+        plan(&scratch.model(), "nvfp4-w4a16", "gguf-nvfp4").refused(needles);
+        let folder = scratch.path("q");
+        finish(&mut quantize(&scratch.model(), "nvfp4-w4a16", &folder)).json();
+        export(&folder, "gguf-nvfp4", &scratch.path("gguf")).refused(needles);
+    };
+    // llama.cpp would compute SiLU.
+    refused(
+        &|s| s.edit_config(|config| config["hidden_act"] = json!("gelu")),
+        &["gguf-nvfp4", "SiLU", "Gelu"],
+    );
+    refused(&|s| fs::remove_file(s.model().join("tokenizer.json")).unwrap(), &["tokenizer.json"]);
+    let extra = |s: &Scratch| {
+        s.edit_weights(|header, data| {
+            let place = json!([data.len(), data.len() + 64]);
+            data.extend([0; 64]);
+            header["adapter.dense.weight"] =
+                json!({ "dtype": "F32", "shape": [4, 4], "data_offsets": place });
+        });
+    };
+    refused(&extra, &["no place", "adapter.dense.weight"]);
+    // vLLM must not look for the codes of what we do not know.
+    let scratch = narrowed();
+    extra(&scratch);
+    let (folder, vllm) = (scratch.path("q"), scratch.path("vllm"));
+    finish(&mut quantize(&scratch.model(), "nvfp4-w4a16", &folder)).json();
+    export(&folder, "vllm-nvfp4", &vllm).json();
+    assert_eq!(quantization_config(&vllm)["ignore"], json!(["lm_head", "adapter.dense"]));
+}
+
+#[test]
+fn blocks_that_the_config_does_not_count_are_not_in_a_gguf_file() {
+    let scratch = narrowed();
+    scratch.edit_config(|config| config["num_hidden_layers"] = json!(4));
+    let (folder, gguf) = (scratch.path("q"), scratch.path("gguf"));
+    finish(&mut quantize(&scratch.model(), "nvfp4-w4a16", &folder)).json();
+    export(&folder, "gguf-nvfp4", &gguf).json();
+    let name = contents(&gguf).into_keys().next().unwrap();
+    // 4 blocks of 2 norms and 7 layers, each of which has its scale besides; embedding and norm.
+    let tensors: u64 = inspect(&gguf.join(name))["dtypes"]
+        .as_object()
+        .unwrap()
+        .values()
+        .map(|d| d["tensors"].as_u64().unwrap())
+        .sum();
+    assert_eq!(tensors, 4 * 9 + 2);
+}
+
+#[test]
+fn names_in_a_config_are_those_of_the_engine_where_a_checkpoint_shortens_them() {
+    let scratch = narrowed();
+    // As published BLOOMs leave out "transformer.".
+    scratch.edit_weights(|header, _| {
+        let tensors = std::mem::take(header.as_object_mut().unwrap());
+        let short = |name: String| name.strip_prefix("model.").map(String::from).unwrap_or(name);
+        *header = tensors.into_iter().map(|(name, info)| (short(name), info)).collect();
+    });
+    let recipe = scratch.write("mixed.toml", {
+        let text = run(["recipes", "mxfp4-w4a16"]).text();
+        format!("keep = [\"lm_head\", \"embedding\", \"layers.0.\"]\n{}\n[schemes]\n\"layers.1.\" = \"e2m1/group16/e4m3\"\n", {
+            let lines: Vec<&str> = text.lines().filter(|l| !l.starts_with("keep =")).collect();
+            lines.join("\n")
+        })
+    });
+    let (folder, vllm) = (scratch.path("q"), scratch.path("vllm"));
+    finish(&mut quantize(&scratch.model(), recipe.to_str().unwrap(), &folder)).json();
+    export(&folder, "vllm-mixed", &vllm).json();
+    let config = quantization_config(&vllm);
+    assert_eq!(config["ignore"][1], "model.layers.0.self_attn.q_proj");
+    let targets = |group: &str| config["config_groups"][group]["targets"].clone();
+    assert_eq!(targets("group_0")[0], "model.layers.1.self_attn.q_proj");
+    assert_eq!(targets("group_1")[0], "model.layers.2.self_attn.q_proj");
+    assert_eq!(perplexity(&vllm), perplexity(&folder));
+}
+
+#[test]
+fn plan_and_export_agree_on_static_integers() {
+    let scratch = narrowed();
+    for recipe in ["minmax-int-w8a8", "smooth-quant-w8a8", "os-plus-w8a8"] {
+        plan(&scratch.model(), recipe, "vllm-int").text();
+        let (folder, vllm) = (scratch.path(recipe), scratch.path(&format!("{recipe}-vllm")));
+        let mut command = quantize(&scratch.model(), recipe, &folder);
+        command
+            .args(["--keep", "lm_head,embedding", "--calibration-windows", "2", "--calibration"])
+            .arg(text());
+        finish(&mut command).json();
+        export(&folder, "vllm-int", &vllm).json();
+        assert_eq!(perplexity(&vllm), perplexity(&folder), "{recipe}");
+    }
+    plan(&scratch.model(), "minmax-int-w6a6", "vllm-int").refused(&["vllm-int", "int6/channel"]);
+}
+
+#[test]
+fn rotary_frequencies_of_a_gguf_file_go_into_no_other_engines_folder() {
+    let scratch = narrowed();
+    scratch.edit_config(|config| config["rope_scaling"] = json!({ "rope_type": "linear", "factor": 2.0 }));
+    let (folder, gguf) = (scratch.path("q"), scratch.path("gguf"));
+    finish(&mut quantize(&scratch.model(), "nvfp4-w4a16", &folder)).json();
+    export(&folder, "gguf-nvfp4", &gguf).json();
+    fs::copy(scratch.model().join("tokenizer.json"), gguf.join("tokenizer.json")).unwrap();
+    let again = |to: &str| {
+        finish(halfbyte().arg("plan").arg(&gguf).args([
+            "--requantize",
+            "--recipe",
+            "nvfp4-w4a16",
+            "--to",
+            to,
+        ]))
+    };
+    again("gguf-nvfp4").text();
+    again("vllm-nvfp4").refused(&["vllm-nvfp4", "rope_freqs", "Hugging Face checkpoint"]);
+}
+
 #[test]
 fn runs_without_text_give_the_same_bytes_with_any_threads() {
     let scratch = narrowed();

@@ -157,6 +157,10 @@ impl GgufModel {
 /// What llama.cpp divides the rotary frequencies by.
 const ROPE_FACTORS: &str = "rope_freqs.weight";
 
+/// The `rope_type` of such frequencies in our config. Not a type that other engines know: they must refuse it, since theirs
+/// would be other frequencies.
+pub(crate) const DIVIDED: &str = "divided";
+
 fn pieces<const N: usize, T>(bytes: &[u8], read: impl Fn([u8; N]) -> T) -> Vec<T> {
     bytes.as_chunks::<N>().0.iter().map(|b| read(*b)).collect()
 }
@@ -244,12 +248,11 @@ impl<'a> Metadata<'a> {
             if tensor.kind != GgufType::F32 {
                 return Err(wrong(format!("{ROPE_FACTORS} is stored as {}, not as F32", tensor.kind)));
             }
-            // Not a type that other engines know: they must refuse it, since theirs would be other frequencies.
             let factors = pieces(&file.read(ROPE_FACTORS)?, f32::from_le_bytes);
             let theta = config.get("rope_theta").cloned().unwrap_or_default();
             config.insert(
                 "rope_parameters".into(),
-                json!({ "rope_type": "divided", "rope_theta": theta, "divisors": factors }),
+                json!({ "rope_type": DIVIDED, "rope_theta": theta, "divisors": factors }),
             );
         }
         Ok(config.into())

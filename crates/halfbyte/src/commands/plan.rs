@@ -67,21 +67,19 @@ fn check(
         let message = format!("{target} has no place for what {transform} keeps beside layers");
         return Err(Failure::new(message).hint("leave migrate=true out of the recipe's transforms").into());
     }
-    // Searched formats are no target's; any scheme that none has stands for them.
+    // Searched formats and widths are no target's; any scheme that none has stands for them.
     let searched = LayerScheme {
         weight: Some(Scheme::new(Element::E2M1, Granularity::Channel)),
         input: None,
         low_rank: None,
     };
-    let scheme = |name: &str| {
-        let planned = plan.embedding.iter().chain(&plan.sites).any(|s| s.name == name);
-        planned.then(|| match recipe.layer_scheme(name) {
-            Some(_) if !recipe.alternatives.is_empty() => choice,
-            Some(own) => own,
-            None => searched,
-        })
+    let scheme = |site: &PlannedSite| match recipe.layer_scheme(&site.name) {
+        Some(_) if !recipe.alternatives.is_empty() => choice,
+        Some(own) => own,
+        None => recipe.minmax_scheme(site.weight_bits, site.activation_bits).unwrap_or(searched),
     };
-    halfbyte_export::check(&model.architecture, &scheme, plan.attentions > 0, target)?;
+    let scheme = |name: &str| plan.embedding.iter().chain(&plan.sites).find(|s| s.name == name).map(scheme);
+    halfbyte_export::check(model, &scheme, plan.attentions > 0, target)?;
     Ok(())
 }
 
@@ -101,21 +99,13 @@ pub(crate) fn open_original(dir: &std::path::Path, requantize: Option<bool>) -> 
     }
 }
 
-/// A tensor of a block after those that the configuration counts.
-fn beyond_the_last_block(model: &Model) -> Option<&str> {
-    let blocks = &model.architecture.blocks;
-    let (before, _) = blocks.first()?.attention_name().split_once(".0.")?;
-    let number = |name: &str| name.strip_prefix(before)?.strip_prefix('.')?.split('.').next()?.parse().ok();
-    model.checkpoint.names().find(|name| number(name).is_some_and(|n: usize| n >= blocks.len()))
-}
-
 /// Lines that say so if the model is itself a quantized one, or its files have more than the network.
 pub(crate) fn source_lines(model: &Model) -> String {
     let mut lines = String::new();
     if let Some(form) = &model.values_of {
         lines += &format!("source         the rounded weights of {form}; errors are measured against them\n");
     }
-    if let Some(tensor) = beyond_the_last_block(model) {
+    if let Some(tensor) = model.checkpoint.names().find(|name| model.architecture.is_beyond(name)) {
         let blocks = model.architecture.blocks.len();
         lines += &format!(
             "note           config.json counts {blocks} blocks; {tensor} and others like it are no part of the network and stay as they are\n"

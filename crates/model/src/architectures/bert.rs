@@ -95,6 +95,7 @@ pub(super) fn describe(family: &Family, config: &Config) -> Result<Architecture,
         ropes: Vec::new(),
         blocks: (0..config.layers("num_hidden_layers")?).map(block).collect(),
         head: head(family, config, class, [hidden, vocabulary], eps, activation)?,
+        absent_prefix: String::new(),
     })
 }
 

@@ -88,5 +88,6 @@ pub(super) fn describe(classes: &str, config: &Config) -> Result<Architecture, M
         ropes: Vec::new(),
         blocks: (0..config.layers("num_hidden_layers")?).map(block).collect(),
         head: HeadSpec { task, norm, pool, layers, soft_cap: None, tied: false },
+        absent_prefix: String::new(),
     })
 }

@@ -76,5 +76,6 @@ pub(super) fn describe(config: &Config) -> Result<Architecture, ModelError> {
         ropes: Vec::new(),
         blocks: (0..config.layers("n_layers")?).map(block).collect(),
         head: HeadSpec { task, norm: None, pool, layers, soft_cap: None, tied },
+        absent_prefix: String::new(),
     })
 }

@@ -96,5 +96,6 @@ pub(super) fn describe(family: &str, config: &Config) -> Result<Architecture, Mo
             soft_cap: logit_cap,
             ..HeadSpec::language_model(norm("model.norm".into()), output, tied)
         },
+        absent_prefix: String::new(),
     })
 }

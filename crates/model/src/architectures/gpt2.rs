@@ -71,5 +71,6 @@ pub(super) fn describe(config: &Config) -> Result<Architecture, ModelError> {
             Site::new("lm_head", vocabulary, hidden).of(Part::Head),
             tied,
         ),
+        absent_prefix: String::new(),
     })
 }

@@ -54,5 +54,6 @@ pub(super) fn describe(config: &Config) -> Result<Architecture, ModelError> {
             Site::new("embed_out", vocabulary, hidden).of(Part::Head),
             tied,
         ),
+        absent_prefix: String::new(),
     })
 }

@@ -77,6 +77,7 @@ pub(super) fn describe(family: &str, config: &Config) -> Result<Architecture, Mo
             Site::new("lm_head", vocabulary, hidden).of(Part::Head),
             tied,
         ),
+        absent_prefix: String::new(),
     })
 }
 

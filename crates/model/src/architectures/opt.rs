@@ -65,5 +65,6 @@ pub(super) fn describe(config: &Config) -> Result<Architecture, ModelError> {
         ropes: Vec::new(),
         blocks: (0..config.layers("num_hidden_layers")?).map(block).collect(),
         head: HeadSpec { norm: head.norm.clone().filter(|_| last_norm), ..head },
+        absent_prefix: String::new(),
     })
 }

@@ -71,6 +71,7 @@ pub(super) fn describe(family: &Family, config: &Config) -> Result<Architecture,
         ropes: Vec::new(),
         blocks: (0..config.layers("num_hidden_layers")?).map(block).collect(),
         head: HeadSpec { task, norm, pool, layers, soft_cap: None, tied: false },
+        absent_prefix: String::new(),
     })
 }
 

@@ -33,6 +33,9 @@ pub struct Architecture {
     pub blocks: Vec<BlockSpec>,
     /// What is made of the last block's output.
     pub head: HeadSpec,
+    /// What a checkpoint leaves out at the front of the names of all but the head ("transformer." in published BLOOMs); the
+    /// names here are then without it too.
+    pub absent_prefix: String,
 }
 
 impl Architecture {
@@ -84,8 +87,24 @@ impl Architecture {
         RotaryTables(self.ropes.iter().map(|r| r.tables(positions)).collect())
     }
 
+    /// The name that engines have for the layer `name` of a block: that of the class, whatever the checkpoint leaves out.
+    pub fn module_name(&self, name: &str) -> String {
+        format!("{}{name}", self.absent_prefix)
+    }
+
+    /// Whether `name` is a tensor of a block after those that the configuration counts, and so no part of the network.
+    pub fn is_beyond(&self, name: &str) -> bool {
+        let Some((before, _)) = self.blocks.first().and_then(|b| b.attention_name().split_once(".0.")) else {
+            return false;
+        };
+        let number =
+            name.strip_prefix(before).and_then(|n| n.strip_prefix('.')?.split('.').next()?.parse().ok());
+        number.is_some_and(|n: usize| n >= self.blocks.len())
+    }
+
     /// Takes `prefix` off every name that begins with it.
     pub(crate) fn strip(&mut self, prefix: &str) {
+        self.absent_prefix = prefix.into();
         let strip = |name: &mut String| {
             if let Some(rest) = name.strip_prefix(prefix) {
                 *name = rest.into();

@@ -398,6 +398,18 @@ impl Recipe {
         })
     }
 
+    /// How MinMax INT stores a layer of these bits (16: left alone): a scale for each output channel and a static one for all
+    /// inputs. `None` for other methods, and where a bound on the average decides on the bits.
+    pub fn minmax_scheme(&self, weight_bits: u32, input_bits: u32) -> Option<LayerScheme> {
+        let fixed = self.method == Method::MinmaxInt && !self.allocates();
+        let scheme = |bits: u32, granularity| {
+            (bits < 16).then(|| Scheme::new(Element::Int { bits: bits as u8 }, granularity))
+        };
+        fixed.then(|| {
+            self.of_scheme(scheme(weight_bits, Granularity::Channel), scheme(input_bits, Granularity::Tensor))
+        })
+    }
+
     /// Bits of the weight and of the input of the linear layer `name`, for methods that choose formats.
     pub fn bits_of(&self, name: &str) -> (u32, u32) {
         match longest_part(&self.layer_bits, name) {

@@ -84,6 +84,13 @@ pub fn transform_checkpoint(
             job.model.checkpoint.dir().display()
         )));
     }
+    if job.model.checkpoint.has_divided_rope() {
+        return Err(QuantizeError::Output(format!(
+            "{} has its rotary frequencies as a table of divisors (rope_freqs), which an ordinary config.json cannot say; \
+             transform the Hugging Face checkpoint",
+            job.model.checkpoint.dir().display()
+        )));
+    }
     let what = serde_json::json!({
         "recipe": job.recipe,
         "stored_as": format!("{:?}", job.stored_as),
