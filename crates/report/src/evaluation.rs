@@ -129,6 +129,19 @@ pub struct Task {
     pub n: Option<u64>,
     /// `acc` beside that of the first model, on the same rows.
     pub paired: Option<Paired>,
+    /// Other figures of a labelled set by name: F1, Matthews' correlation (CoLA), Pearson's and Spearman's (STS-B).
+    pub scores: Vec<(String, Score)>,
+}
+
+/// A figure of a labelled set.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Score {
+    /// The figure.
+    pub value: f64,
+    /// Its 95 % bootstrap interval.
+    pub interval: Option<[f64; 2]>,
+    /// The figure less that of the first model, on the same rows, and the ends of the difference's 95 % interval.
+    pub difference: Option<[f64; 3]>,
 }
 
 /// A model's accuracy less the reference's, question by question.
@@ -254,17 +267,37 @@ impl Task {
             stderr: number(value, "stderr"),
             n: whole(value, "n"),
             paired: value.get("paired").and_then(Paired::read),
+            scores: scores(value),
         };
-        (found.acc.is_some() || found.acc_norm.is_some()).then_some(found)
+        let measured = found.acc.is_some() || found.acc_norm.is_some() || !found.scores.is_empty();
+        measured.then_some(found)
     }
+}
+
+/// All `metrics` but the accuracy, which is read as such.
+fn scores(value: &Value) -> Vec<(String, Score)> {
+    let metrics = value.get("metrics").and_then(Value::as_object).into_iter().flatten();
+    let score = |(name, v): (&String, &Value)| {
+        let difference = value.get("differences").and_then(|d| d.get(name)).and_then(|d| {
+            let [low, high] = interval(d)?;
+            Some([number(d, "value")?, low, high])
+        });
+        let score = Score { value: number(v, "value")?, interval: interval(v), difference };
+        (name != "accuracy").then(|| (name.clone(), score))
+    };
+    metrics.filter_map(score).collect()
+}
+
+fn interval(value: &Value) -> Option<[f64; 2]> {
+    let end = |i: usize| value.get("interval")?.get(i)?.as_f64();
+    Some([end(0)?, end(1)?])
 }
 
 impl Paired {
     fn read(value: &Value) -> Option<Self> {
-        let end = |i: usize| value.get("interval")?.get(i)?.as_f64();
         Some(Self {
             difference: number(value, "difference")?,
-            interval: [end(0)?, end(1)?],
+            interval: interval(value)?,
             p_value: number(value, "p_value"),
         })
     }
@@ -300,6 +333,15 @@ mod tests {
         let classes = json!({ "model": "vit", "classification": { "data": "test", "acc": 0.9, "n": 500 } });
         let vit = Evaluation::read(&classes).unwrap().remove(0);
         assert_eq!((vit.tasks[0].0.as_str(), vit.tasks[0].1.acc), ("test", Some(0.9)));
+        // A regression has no accuracy.
+        let stsb = json!({ "model": "bert", "classification": { "data": "stsb", "n": 1500, "metrics": {
+            "pearson": { "value": 0.88, "stderr": 0.01, "interval": [0.86, 0.9] },
+            "spearman": { "value": null, "stderr": null, "interval": null } },
+            "differences": { "pearson": { "value": -0.02, "interval": [-0.03, -0.01] } } } });
+        let stsb = Evaluation::read(&stsb).unwrap().remove(0);
+        let pearson =
+            Score { value: 0.88, interval: Some([0.86, 0.9]), difference: Some([-0.02, -0.03, -0.01]) };
+        assert_eq!(stsb.tasks[0].1.scores, [("pearson".to_owned(), pearson)]);
         let task = &found[1].tasks[0].1;
         assert_eq!((task.acc, task.paired.as_ref().unwrap().interval), (Some(0.7), [-0.2, 0.0]));
     }

@@ -18,7 +18,7 @@ mod svg;
 
 pub use ablation::{Ablated, AblatedRun, Ablation, Measured};
 pub use document::{Block, Document, Figure, Section, Table, Tile};
-pub use evaluation::{Divergence, Evaluation, EvaluationError, Paired, Perplexity, Run, Task};
+pub use evaluation::{Divergence, Evaluation, EvaluationError, Paired, Perplexity, Run, Score, Task};
 pub use facts::{Facts, Kind, Layer, Size};
 pub use html::html;
 pub use markdown::markdown;

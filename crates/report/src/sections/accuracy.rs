@@ -29,6 +29,7 @@ pub(super) fn accuracy(f: &Facts) -> Option<Section> {
     figures.extend(task_figure(f));
     figures.extend(paired_figure(f));
     blocks.push(Block::Figures(figures));
+    blocks.extend(scores(f).map(Block::Table));
     let protocols = distinct(f.evaluations.iter().filter_map(|e| e.perplexity.as_ref()?.protocol.as_deref()));
     blocks.extend(protocols.iter().map(|p| Block::Text(format!("Perplexity: {}", name(p)))));
     Some(Section { id: "accuracy", title: "Accuracy", blocks })
@@ -133,6 +134,38 @@ fn task_figure(f: &Facts) -> Option<Figure> {
                    each model alone: models answer the same rows, so that smaller differences can be real."
         .into();
     Some(Figure { caption, svg, table: t })
+}
+
+/// What labelled sets are judged by beside accuracy; `None` without such a figure.
+fn scores(f: &Facts) -> Option<Table> {
+    let mut t = Table::new(
+        "Other figures of labelled sets",
+        ["Set", "Figure", "Model", "Value", "95 % interval", "Less the reference's", "95 % interval of that"],
+    );
+    let interval = |ends: [f64; 2]| format!("{} … {}", fixed(ends[0]), fixed(ends[1]));
+    for set in task_names(f) {
+        let sets = || f.evaluations.iter().filter_map(|e| Some((e, e.tasks.iter().find(|x| x.0 == set)?)));
+        let all = || sets().flat_map(|(e, (_, task))| task.scores.iter().map(move |s| (e, s)));
+        for figure in distinct(all().map(|(_, (name, _))| name.as_str())) {
+            for (e, (_, s)) in all().filter(|(_, (name, _))| name == figure) {
+                t.row([
+                    set.into(),
+                    figure.into(),
+                    e.model.clone(),
+                    fixed(s.value),
+                    or_none(s.interval.map(interval)),
+                    or_none(s.difference.map(|d| fixed(d[0]))),
+                    or_none(s.difference.map(|d| interval([d[1], d[2]]))),
+                ]);
+            }
+        }
+    }
+    (!t.rows.is_empty()).then_some(t)
+}
+
+/// With the digits that intervals of a few hundred rows leave.
+fn fixed(value: f64) -> String {
+    format!("{value:.4}")
 }
 
 /// Differences from the reference on the same rows, which tell more than two intervals do.
