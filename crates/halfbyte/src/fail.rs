@@ -120,6 +120,7 @@ mod tests {
         ];
         assert!(errors.iter().all(stopped));
         assert!(!stopped(&Failure::new("no such file").into()));
-        assert!(!stopped(&QuantizeError::Singular.into()));
+        assert!(stopped(&QuantizeError::StoppedAnew.into()));
+        assert!(!stopped(&QuantizeError::Singular("a layer".into()).into()));
     }
 }

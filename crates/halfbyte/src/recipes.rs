@@ -3,6 +3,8 @@
 use crate::cli::{GridChoice, RecipeArgs};
 use crate::fail::Failure;
 use anyhow::Context;
+use halfbyte_checkpoint::LayerScheme;
+use halfbyte_formats::ScaleFormat;
 use halfbyte_model::{Architecture, Task};
 use halfbyte_quantize::search::Grid;
 use halfbyte_quantize::{AutoTarget, Method, Recipe, load_recipe};
@@ -25,6 +27,7 @@ pub(crate) fn chosen(
         recipe.keep.clone_from(keep);
     }
     check_parts(&recipe, architecture)?;
+    check_search(args, &recipe)?;
     let defaults = Recipe::default();
     match args.grid {
         Some(GridChoice::Published) => {
@@ -83,6 +86,28 @@ pub(crate) fn chosen(
     }
     recipe.check()?;
     Ok(recipe)
+}
+
+/// Refuses options of the search where nothing is searched, which would change nothing but what the run is taken for.
+fn check_search(args: &RecipeArgs, recipe: &Recipe) -> anyhow::Result<()> {
+    let f32_scales = |s: &LayerScheme| s.weight.is_some_and(|w| w.scale == ScaleFormat::F32);
+    let clips = recipe.method == Method::Scheme && recipe.choices().iter().any(f32_scales);
+    let searches = recipe.method == Method::Fpq;
+    for (option, given, meant) in [
+        ("--rounds", args.rounds.is_some(), searches),
+        ("--search", args.search.is_some(), searches),
+        ("--grid", args.grid.is_some(), searches || clips),
+    ] {
+        if given && !meant {
+            return Err(Failure::new(format!(
+                "{option} is for recipes that search, and {} has nothing to search with it",
+                recipe.name
+            ))
+            .hint("leave it out, or take one of the recipes fpq, fpq-baseline and fpq-published")
+            .into());
+        }
+    }
+    Ok(())
 }
 
 /// Checks that windows of drawn tokens mean anything to the model.

@@ -92,4 +92,8 @@ fn what_cannot_be_compared_is_refused_before_anything_is_done() {
     let tasks = ["--tasks", "nonsense", "--task-dir", "."];
     finish(ablate(&scratch, "fpq-w4a4").args(tasks)).refused(&["nonsense"]);
     assert!(!scratch.path("ablation").exists());
+    fs::create_dir_all(scratch.path("ablation/minmax-fp-w4a4")).unwrap();
+    finish(&mut ablate(&scratch, "fpq-w4a4,minmax-fp-w4a4"))
+        .refused(&["recipe minmax-fp-w4a4", "minmax-fp-w4a4 exists and is not the output of this run"]);
+    assert!(!scratch.path("ablation/fpq-w4a4").exists());
 }

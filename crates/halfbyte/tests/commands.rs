@@ -312,24 +312,26 @@ fn the_predicted_memory_is_enough() {
     let thin = with("thin.toml", "nvfp4-w4a4", "low_rank = 16");
     let smooth = with("smooth.toml", "int8-w8a8", "transforms = [\"os-plus:steps=4:taps=all\", \"awq\"]");
     let turned = with("turned.toml", "mxfp4-w4a4", "transforms = [\"rotate\", \"hadamard-heads\"]");
+    // Bytes in rows are decoded to be compared, blocks of 4 bits are not.
+    let bytes = scratch.write("bytes.toml", {
+        run(["recipes", "nvfp4-w4a16"]).text() + "\n[schemes]\nmlp = \"int8/channel\"\n"
+    });
     let files = [learned, thin, smooth, turned].map(|f| f.to_str().unwrap().to_owned());
-    let attention = ["--attention-bits", "8"];
+    let text = text();
+    let calibrated = ["--calibration", text.to_str().unwrap(), "--calibration-window", "128"];
+    let calibrated = [&calibrated[..], &["--calibration-windows", "8", "--coverage", "0"]].concat();
+    let with = |options: &[&'static str]| [&calibrated[..], options].concat();
     let runs = [
-        (&model, "nvfp4-pow2-gptq-w4a4", &[][..]),
-        (&model, "fpq-w4a4", &["--max-bits", "5"]),
-        (&model, "fpq-w8a8", &attention),
-        (&wide, "nvfp4-gptq-w4a4", &[]),
+        (&model, "nvfp4-pow2-gptq-w4a4", with(&[])),
+        (&model, "fpq-w4a4", with(&["--max-bits", "5"])),
+        (&model, "fpq-w8a8", with(&["--attention-bits", "8"])),
+        (&wide, "nvfp4-gptq-w4a4", with(&[])),
+        (&wide, bytes.to_str().unwrap(), Vec::new()),
     ];
-    for (model, recipe, options) in files.iter().map(|f| (&model, f.as_str(), &[][..])).chain(runs) {
+    for (model, recipe, options) in files.iter().map(|f| (&model, f.as_str(), with(&[]))).chain(runs) {
         let out = scratch.path("out");
         let mut command = halfbyte();
-        command
-            .arg("quantize")
-            .arg(model)
-            .args(["--recipe", recipe, "--calibration"])
-            .arg(text())
-            .args(options);
-        command.args(["--calibration-window", "128", "--calibration-windows", "8", "--coverage", "0"]);
+        command.arg("quantize").arg(model).args(["--recipe", recipe]).args(options);
         command.args(["--keep", "lm_head,embedding", "--json", "--out"]).arg(&out);
         let done = finish(&mut command).json();
         fs::remove_dir_all(&out).unwrap();

@@ -287,6 +287,44 @@ fn names_of_a_recipe() {
 }
 
 #[test]
+fn second_moments_that_no_matrix_can_be_made_of() {
+    // 1e38 is finite, its square is not.
+    let scratch = Scratch::new();
+    scratch.edit_weights(|header, data| {
+        let (from, _) = offsets(header, "model.layers.1.mlp.up_proj.weight");
+        data[from..from + 4].copy_from_slice(&1e38f32.to_le_bytes());
+    });
+    let mut command = scratch.quantize("fpq-w4a4", 1);
+    finish(&mut command).refused(&["layers.1.mlp.down_proj", "not finite", "weights before it"]);
+    // A handful of tokens, and nothing that makes up for what they do not tell.
+    let scratch = Scratch::new();
+    let text = run(["recipes", "fpq-w4a4"]).text();
+    let line = text.lines().find(|l| l.starts_with("damping =")).unwrap();
+    let recipe = scratch.write("thin.toml", text.replace(line, "damping = 1e-9"));
+    let mut command = scratch.quantize(recipe.to_str().unwrap(), 1);
+    finish(command.args(["--coverage", "0"])).refused(&["layers.0.", "_proj", "raise `damping`"]);
+}
+
+#[test]
+fn what_an_option_or_a_field_would_not_change() {
+    let scratch = Scratch::new();
+    let with = |recipe: &str, options: &[&str], needles: &[&str]| {
+        let mut command = halfbyte();
+        finish(command.arg("plan").arg(scratch.model()).args(["--recipe", recipe]).args(options))
+            .refused(needles);
+    };
+    with("nvfp4-w4a4", &["--rounds", "7"], &["--rounds", "nvfp4-w4a4"]);
+    with("minmax-int-w4a4", &["--search", "gram"], &["--search", "minmax-int-w4a4"]);
+    with("mxfp4-w4a4", &["--grid", "published"], &["--grid", "mxfp4-w4a4"]);
+    let mut clip = halfbyte();
+    clip.arg("plan").arg(scratch.model()).args(["--recipe", "int8-w8a8", "--grid", "published"]);
+    finish(&mut clip).text();
+    let grid = scratch
+        .write("grid.toml", "[activation_grid]\nkind = \"maxval\"\nlow = 1e-45\nhigh = 1.0\nsteps = 60\n");
+    with(grid.to_str().unwrap(), &[], &["activation_grid", "0.000001 <= low"]);
+}
+
+#[test]
 fn out_is_another_runs() {
     let scratch = Scratch::new();
     fs::create_dir(scratch.out()).unwrap();

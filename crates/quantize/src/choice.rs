@@ -32,7 +32,7 @@ pub(crate) fn settle(job: &Job, progress: &dyn Progress) -> Result<Option<Recipe
     let mut options = Vec::with_capacity(sets.len());
     for sites in &sets {
         if progress.stopped() {
-            return Err(QuantizeError::Stopped(0));
+            return Err(QuantizeError::StoppedAnew);
         }
         options.push(errors(job.model, recipe, sites, &schemes)?);
     }

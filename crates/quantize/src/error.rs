@@ -41,9 +41,14 @@ pub enum QuantizeError {
     Spill(String),
     /// A Gram matrix could not be factorised.
     #[error(
-        "the second moments of a layer's input cannot be factorised even with 100 times the damping; raise `damping` in the recipe, or set `correct` and `feedback` to false"
+        "the second moments of the input of {0} cannot be factorised even with 100 times the damping; raise `damping` in the recipe, or set `correct` and `feedback` to false"
     )]
-    Singular,
+    Singular(String),
+    /// Second moments are beyond f32.
+    #[error(
+        "the second moments of the input of {0} are not finite: activations there are larger than f32 can square; look at the weights before it"
+    )]
+    Overflow(String),
     /// The output folder cannot be used.
     #[error("{0}")]
     Output(String),
@@ -53,4 +58,18 @@ pub enum QuantizeError {
     /// The user asked to stop.
     #[error("stopped; run the same command again to go on from block {0}")]
     Stopped(usize),
+    /// The user asked to stop a run without calibration, which keeps no journal.
+    #[error("stopped; the same command begins anew (a run without calibration takes seconds)")]
+    StoppedAnew,
+}
+
+impl QuantizeError {
+    /// The error of a matrix as that of the inputs of the layer `name`.
+    pub(crate) fn of_inputs(self, name: &str) -> Self {
+        match self {
+            Self::Singular(_) => Self::Singular(name.into()),
+            Self::Overflow(_) => Self::Overflow(name.into()),
+            other => other,
+        }
+    }
 }

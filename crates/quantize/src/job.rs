@@ -141,6 +141,18 @@ pub fn quantize(job: &Job, progress: &mut dyn Progress) -> Result<Outcome, Quant
     Run { job, journal, place, packs, rotation }.run(&id, progress)
 }
 
+/// Checks that neither the output folder nor the working folder beside it is that of another run, as [`quantize`] does before it
+/// begins. Nothing is written.
+///
+/// # Errors
+/// [`QuantizeError::Output`], naming the folder.
+pub fn check_output(job: &Job) -> Result<(), QuantizeError> {
+    let id = run_id(job)?;
+    finished_output(job, &id)?;
+    Journal::exists(&partial_dir(job.out)?, &id)?;
+    Ok(())
+}
+
 /// Where the working folder of an output folder is: beside it, so that the last step is a rename.
 ///
 /// # Errors

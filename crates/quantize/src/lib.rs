@@ -29,7 +29,8 @@ pub use clock::{Phase, phase_seconds};
 pub use embedding::quantize_embedding;
 pub use error::QuantizeError;
 pub use job::{
-    Job, Outcome, Pages, Progress, activation_bytes, calibration_windows, is_model, partial_dir, quantize,
+    Job, Outcome, Pages, Progress, activation_bytes, calibration_windows, check_output, is_model,
+    partial_dir, quantize,
 };
 pub use journal::{JOURNAL_FILE, LOCK_FILE, RunId};
 pub use methods::attention::QuantizedAttention;

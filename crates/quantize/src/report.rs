@@ -92,6 +92,9 @@ pub struct LayerReport {
     pub signal: f64,
     /// `error / signal`.
     pub relative_error: f64,
+    /// Rank of the part beside the codes, whose bits are among the stored ones.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub low_rank: Option<usize>,
 }
 
 /// The searched parameters of a weight.
@@ -121,6 +124,14 @@ impl WeightReport {
         };
         Self { scheme, biases, codes: Vec::new(), histogram: Vec::new() }
     }
+
+    /// `E2M1`, or the scheme where what shares a scale matters as much: in groups.
+    pub fn format(&self) -> String {
+        match self.scheme.granularity {
+            Granularity::Group(_) => self.scheme.to_string(),
+            _ => self.scheme.element.to_string().to_uppercase(),
+        }
+    }
 }
 
 /// The searched parameters of an input.
@@ -140,12 +151,22 @@ impl InputReport {
         Self { scheme: q.scheme(), bias, shifts: q.shifts().to_vec() }
     }
 
-    /// Format and exponent bias, such as `E2M1 3.25`; the scheme where scales are taken at run time.
-    pub fn brief(&self) -> String {
+    /// `E2M1`, or the scheme where scales are taken at run time.
+    pub fn format(&self) -> String {
         match self.scheme.dynamic {
             true => self.scheme.to_string(),
-            false => format!("{} {:.2}", self.scheme.element.to_string().to_uppercase(), self.bias),
+            false => self.scheme.element.to_string().to_uppercase(),
         }
+    }
+
+    /// ρ, where it was chosen before.
+    pub fn static_bias(&self) -> Option<f32> {
+        (!self.scheme.dynamic).then_some(self.bias)
+    }
+
+    /// [`format`](Self::format) and exponent bias, such as `E2M1 3.25`.
+    pub fn brief(&self) -> String {
+        self.format() + &self.static_bias().map_or(String::new(), |b| format!(" {b:.2}"))
     }
 }
 
@@ -215,6 +236,7 @@ impl LayerReport {
             error: f64::NAN,
             signal: f64::NAN,
             relative_error: f64::NAN,
+            low_rank: stored.low_rank.as_ref().map(|l| l.rank),
         }
     }
 
@@ -241,6 +263,7 @@ impl LayerReport {
             error: site.error,
             signal: site.signal,
             relative_error,
+            low_rank: site.stored.low_rank.as_ref().map(|l| l.rank),
         }
     }
 }
@@ -360,6 +383,7 @@ mod tests {
             error: 0.5,
             signal: 2.0,
             relative_error: 0.25,
+            low_rank: None,
         };
         let report = Report::new(model, &Recipe::default(), (1, 2), 99, vec![layer], Vec::new());
         let text = report.to_json().unwrap();

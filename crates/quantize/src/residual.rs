@@ -46,7 +46,7 @@ pub(crate) fn token_weights(
     let projected = projected(linear, &scaled);
     let bias = linear.bias.as_ref().map(|b| product(&Rows::new(b, hidden), &Rows::new(&scaled.data, hidden)));
     let carried = residual.carry.channels();
-    let mut weights = Vec::with_capacity(x.windows());
+    let mut squares = Vec::with_capacity(x.windows());
     for i in 0..x.windows() {
         let carry = residual.carry.get(i)?;
         let mut seen =
@@ -64,23 +64,28 @@ pub(crate) fn token_weights(
                 row.iter_mut().zip(&bias.data).for_each(|(v, b)| *v += b);
             });
         }
-        weights.push(seen.data.chunks_exact(stride).map(inverse_square).collect::<Vec<f32>>());
+        squares.push(seen.data.chunks_exact(stride).map(sum_of_squares).collect::<Vec<f64>>());
     }
-    scale_to_mean_one(&mut weights);
-    Ok(weights)
+    Ok(inverse(&squares))
 }
 
-/// One over the squared length of a row.
-pub(crate) fn inverse_square(row: &[f32]) -> f32 {
-    (1.0 / sum_of_squares(row).max(f64::from(f32::MIN_POSITIVE))) as f32
-}
+/// The shortest a row counts as, squared, relative to the median of all: rows of tokens that no training has seen, zeros often,
+/// would outweigh all others.
+const SHORTEST: f64 = 1e-3;
 
-/// Scales weights of tokens so that their mean over all windows is one.
-pub(crate) fn scale_to_mean_one(weights: &mut [Vec<f32>]) {
-    let count: usize = weights.iter().map(Vec::len).sum();
+/// Weights of tokens from the squared lengths of their rows, for every window: their inverses, scaled to a mean of one.
+pub(crate) fn inverse(squares: &[Vec<f64>]) -> Vec<Vec<f32>> {
+    let mut sorted: Vec<f64> = squares.iter().flatten().copied().collect();
+    let middle = sorted.len() / 2;
+    let median =
+        if sorted.is_empty() { 0.0 } else { *sorted.select_nth_unstable_by(middle, f64::total_cmp).1 };
+    let floor = (SHORTEST * median).max(f64::from(f32::MIN_POSITIVE));
+    let weight = |square: &f64| (1.0 / square.max(floor)) as f32;
+    let mut weights: Vec<Vec<f32>> = squares.iter().map(|w| w.iter().map(weight).collect()).collect();
     let total: f64 = weights.iter().flatten().map(|&w| f64::from(w)).sum();
-    let factor = count as f64 / total;
+    let factor = sorted.len() as f64 / total;
     weights.iter_mut().flatten().for_each(|w| *w = (f64::from(*w) * factor) as f32);
+    weights
 }
 
 /// `[directions, hidden]`.
@@ -170,5 +175,17 @@ mod tests {
             assert!((weights.iter().sum::<f32>() - 40.0).abs() < 1e-3);
             assert!(weights[0] < 0.01);
         }
+    }
+
+    #[test]
+    fn tokens_that_no_training_has_seen_do_not_outweigh_the_others() {
+        let weights = inverse(&[vec![0.0, 1.0, 2.0], vec![1e9, 1e-30, 1.0, 1.0, 4.0]]);
+        let mean = weights.iter().flatten().sum::<f32>() / 8.0;
+        assert!((mean - 1.0).abs() < 1e-6);
+        // A thousand times the median's, not 1e30 times.
+        assert_eq!(weights[0][0], weights[1][1]);
+        let ratio = weights[0][0] / weights[0][1];
+        assert!((ratio - 1000.0).abs() < 0.1, "{weights:?}");
+        assert_eq!(inverse(&[vec![0.0; 4]]), [[1.0; 4]]);
     }
 }

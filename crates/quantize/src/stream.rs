@@ -412,7 +412,10 @@ pub(crate) fn quantize_sites(
     if weights.is_empty() {
         return Ok(linears.iter().map(|_| None).collect());
     }
-    finish_sites(linears, &chosen, quantize_tap(inputs, weights, recipe)?, inputs, recipe)
+    // Layers of one input have one matrix of second moments.
+    let name = linears[0].site.name.as_str();
+    let results = quantize_tap(inputs, weights, recipe).map_err(|e| e.of_inputs(name))?;
+    finish_sites(linears, &chosen, results, inputs, recipe)
 }
 
 /// Gives the layers that are `chosen` their results, with the recipe's parts of low rank; `None` to the others.
@@ -425,7 +428,8 @@ fn finish_sites(
 ) -> Result<Vec<Option<SiteResult>>, QuantizeError> {
     if let Some(rank) = recipe.low_rank() {
         let full = linears.iter().zip(chosen).filter(|(_, chosen)| **chosen).map(|(l, _)| &l.weight);
-        low_rank::compensate(inputs, full, &mut results, rank, recipe)?;
+        low_rank::compensate(inputs, full, &mut results, rank, recipe)
+            .map_err(|e| e.of_inputs(&linears[0].site.name))?;
     }
     let mut results = results.into_iter();
     Ok(chosen.iter().map(|c| if *c { results.next() } else { None }).collect())

@@ -69,7 +69,7 @@ pub(crate) fn run(
             tensors.iter().try_for_each(|layer| write(&mut out.writer, layer))
         });
         let work = || -> Result<(), QuantizeError> {
-            for (t, (sites, weights)) in taps.iter().zip(weights).enumerate() {
+            for (sites, weights) in taps.iter().zip(weights) {
                 let weights = weights?;
                 let block = |s: &&Site| scheme_of(s).is_ok_and(|(_, scheme)| is_block(scheme));
                 let largest = match sites.iter().any(block) {
@@ -80,6 +80,9 @@ pub(crate) fn run(
                     let (layer, scheme) = scheme_of(site)?;
                     let (tensors, report) = quantize(job, &layer, scheme, site, &weight, largest)?;
                     let _ = give_back.send(weight); // Unless the reader is at its end.
+                    if !is_block(scheme) {
+                        progress.freed(); // Values in f32, of which the next layer need not have as many.
+                    }
                     layers.push(report);
                     if done.send(tensors).is_err() {
                         return Ok(()); // The writer has stopped at an error, which is the answer.
@@ -87,7 +90,7 @@ pub(crate) fn run(
                 }
                 progress.advance(sites.len());
                 if progress.stopped() {
-                    return Err(QuantizeError::Stopped(t / 4));
+                    return Err(QuantizeError::StoppedAnew);
                 }
             }
             Ok(())
@@ -166,6 +169,7 @@ fn quantize(
         let mut difference = matrix.dequantize();
         difference.iter_mut().zip(&values).for_each(|(d, v)| *d -= v);
         (error, signal) = (sum_of_squares(&difference), sum_of_squares(&values));
+        drop((difference, values)); // Before the codes are there twice.
         report = WeightReport::new(scheme, matrix.scales.iter().copied());
         let stored = StoredLayer { weight: Some(matrix), input: input.clone(), low_rank: None };
         tensors = stored.tensors(name).into_iter().map(|(spec, bytes)| (spec.name, bytes)).collect();
@@ -182,6 +186,7 @@ fn quantize(
         error: error / count,
         signal: signal / count,
         relative_error: if signal > 0.0 { error / signal } else { 0.0 },
+        low_rank: None,
     };
     Ok((tensors, report))
 }

@@ -3,7 +3,9 @@
 use crate::evaluation::{Evaluation, Run};
 use crate::ranges::{TapRange, taps};
 use halfbyte_formats::{Element, pack};
-use halfbyte_quantize::{AttentionReport, LayerReport, ModelReport, Recipe, Report};
+use halfbyte_quantize::{
+    AttentionReport, InputReport, LayerReport, ModelReport, Recipe, Report, WeightReport,
+};
 use serde::Serialize;
 use std::collections::BTreeSet;
 
@@ -52,6 +54,8 @@ pub struct Size {
     pub codes: u64,
     /// Scales of weights and inputs, shifts.
     pub scales: u64,
+    /// Parts of low rank beside the codes, in bf16.
+    pub low_rank: u64,
     /// Tensors left as they were.
     pub kept: u64,
 }
@@ -202,7 +206,6 @@ fn last_part(name: &str) -> &str {
 impl Layer {
     fn new(layer: &LayerReport, block: Option<usize>, kind: String) -> Self {
         let weights = (layer.shape[0] * layer.shape[1]).max(1);
-        let upper = |e: Element| e.to_string().to_uppercase();
         let weight = layer.weight.as_ref();
         let biases = weight.map(|w| {
             let fold = |start, f: fn(f32, f32) -> f32| w.biases.iter().copied().fold(start, f);
@@ -224,10 +227,10 @@ impl Layer {
             shape: layer.shape,
             relative_error: layer.relative_error,
             bits_per_weight: layer.bits as f64 / weights as f64,
-            weight_format: weight.map(|w| upper(w.scheme.element)),
+            weight_format: weight.map(WeightReport::format),
             weight_biases: biases,
-            input_format: layer.input.as_ref().map(|i| upper(i.scheme.element)),
-            input_bias: layer.input.as_ref().map(|i| i.bias),
+            input_format: layer.input.as_ref().map(InputReport::format),
+            input_bias: layer.input.as_ref().and_then(InputReport::static_bias),
             zeros: share(|e, code| e.value(code) == 0.0),
             extremes: share(|e, code| e.value(code).abs() >= e.max_value()),
             entropy: counted.map(|w| {
@@ -245,12 +248,14 @@ impl Size {
             bits.map_or(0, |bits| (l.shape[0] * pack::packed_len(bits, l.shape[1])) as u64)
         };
         // A weight that is left alone is counted in a layer's bits too, and is none of its scales.
+        let low_rank = |l: &LayerReport| 2 * (l.low_rank.unwrap_or(0) * (l.shape[0] + l.shape[1])) as u64;
         let scales = |l: &LayerReport| {
             let alone = if l.weight.is_none() { 16 * (l.shape[0] * l.shape[1]) as u64 } else { 0 };
-            (l.bits.saturating_sub(alone) / 8).saturating_sub(codes(l))
+            (l.bits.saturating_sub(alone) / 8).saturating_sub(codes(l) + low_rank(l))
         };
-        let (codes, scales) = report.layers.iter().fold((0, 0), |(c, s), l| (c + codes(l), s + scales(l)));
-        Self { codes, scales, kept: report.output_bytes.saturating_sub(codes + scales) }
+        let sum = |part: &dyn Fn(&LayerReport) -> u64| report.layers.iter().map(part).sum::<u64>();
+        let (codes, scales, low_rank) = (sum(&codes), sum(&scales), sum(&low_rank));
+        Self { codes, scales, low_rank, kept: report.output_bytes.saturating_sub(codes + scales + low_rank) }
     }
 }
 

@@ -465,15 +465,16 @@ pub(crate) fn size(before: Option<u64>, size: Size, after: u64) -> String {
     }
     svg.text(4.0, 50.0, Anchor::Start, "", &format!("after: {}", bytes(after)));
     let mut from = 0;
-    for (i, part) in [size.codes, size.scales, size.kept].into_iter().enumerate() {
+    let all =
+        [("codes", size.codes), ("scales", size.scales), ("kept", size.kept), ("low rank", size.low_rank)];
+    let parts = || all.into_iter().enumerate().filter(|(i, (_, part))| *i < 3 || *part > 0);
+    for (i, (_, part)) in parts() {
         let (a, b) = (axis.to(from as f64), axis.to((from + part) as f64));
         svg.rect(a, 55.0, b - a, 16.0, &format!("f s{i}"));
         from += part;
     }
     let mut x = 4.0;
-    for (i, (label, part)) in
-        [("codes", size.codes), ("scales", size.scales), ("kept", size.kept)].into_iter().enumerate()
-    {
+    for (i, (label, part)) in parts() {
         svg.rect(x, 84.0, 10.0, 10.0, &format!("f s{i}"));
         let text = format!("{label} {}", bytes(part));
         svg.text(x + 14.0, 93.0, Anchor::Start, "", &text);

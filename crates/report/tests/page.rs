@@ -34,6 +34,7 @@ fn layer(name: &str, element: Element, error: f64) -> LayerReport {
         error,
         signal: 1.0,
         relative_error: error,
+        low_rank: None,
     }
 }
 
@@ -217,7 +218,7 @@ fn the_summary_has_the_figures_of_the_report() {
     }
     // Parts of the size are its whole.
     let size = facts(4, Vec::new()).size;
-    assert_eq!(size.codes + size.scales + size.kept, report.output_bytes);
+    assert_eq!(size.codes + size.scales + size.low_rank + size.kept, report.output_bytes);
     assert_eq!(size.codes, 13 * 32 * 32);
 }
 

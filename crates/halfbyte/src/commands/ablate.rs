@@ -11,7 +11,7 @@ use anyhow::Context;
 use halfbyte_checkpoint::write_atomic;
 use halfbyte_evaluate::ComparedModel;
 use halfbyte_model::{Model, Task};
-use halfbyte_quantize::{PlanOptions, Recipe, is_model};
+use halfbyte_quantize::{Job, PlanOptions, Recipe, check_output, is_model, partial_dir};
 use halfbyte_report::{Ablated, AblatedRun, Ablation, Measured, html, markdown};
 use serde_json::Value;
 use std::fs;
@@ -153,10 +153,22 @@ fn planned(args: &AblateArgs) -> anyhow::Result<Vec<Planned>> {
             };
             plan::planned(&model, &chosen, &options.calibration, amount)
                 .with_context(|| format!("recipe {name}"))?;
+            check_folder(&model, &chosen, &options).with_context(|| format!("recipe {name}"))?;
             planned.push(Planned { recipe: name.clone(), seed, folder, options });
         }
     }
     Ok(planned)
+}
+
+/// What an earlier ablation left where a run is to go must be of the very run.
+fn check_folder(model: &Model, recipe: &Recipe, options: &QuantizeArgs) -> anyhow::Result<()> {
+    let out = &options.out;
+    if !out.exists() && !partial_dir(out)?.exists() {
+        return Ok(());
+    }
+    let samples = calibration::read(model, recipe, &options.calibration)?;
+    let job = Job { model, recipe, inputs: &samples.inputs, out, activation_memory: 0, pages: None };
+    Ok(check_output(&job)?)
 }
 
 /// How much one seed calibrates on. Each has its own part of a text, and one of fewer windows would not be one of the same.

@@ -6,8 +6,9 @@ use crate::cli::InspectArgs;
 use crate::output::{self, Table, bytes, thousands};
 use anyhow::Context;
 use halfbyte_checkpoint::Manifest;
+use halfbyte_formats::Element;
 use halfbyte_model::{Model, StemSpec};
-use halfbyte_quantize::{AttentionReport, InputReport, LayerReport};
+use halfbyte_quantize::{AttentionReport, InputReport, LayerReport, WeightReport};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -132,10 +133,10 @@ fn attention_table(attention: &[AttentionReport]) -> Table {
 /// A layer's report, with its long lists summed up.
 struct Summary<'a> {
     layer: &'a LayerReport,
-    /// Format of the weight, smallest and largest bias.
-    weight: Option<(String, f32, f32)>,
-    /// Format of the input, rho, and how many channels have shift 0, 1, 2 …
-    input: Option<(String, f32, Vec<usize>)>,
+    /// Smallest and largest bias of the weight.
+    weight: Option<(&'a WeightReport, f32, f32)>,
+    /// How many channels of the input have shift 0, 1, 2 …
+    input: Option<(&'a InputReport, Vec<usize>)>,
     bits_per_weight: f64,
 }
 
@@ -144,12 +145,12 @@ impl<'a> Summary<'a> {
         let weight = layer.weight.as_ref().map(|w| {
             let low = w.biases.iter().copied().fold(f32::INFINITY, f32::min);
             let high = w.biases.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            (w.scheme.element.to_string().to_uppercase(), low, high)
+            (w, low, high)
         });
         let input = layer.input.as_ref().map(|i| {
             let most = i.shifts.iter().copied().max().map_or(0, |m| usize::from(m) + 1);
             let counts = (0..most).map(|s| i.shifts.iter().filter(|&&v| usize::from(v) == s).count());
-            (i.scheme.element.to_string().to_uppercase(), i.bias, counts.collect())
+            (i, counts.collect())
         });
         let weights = (layer.shape[0] * layer.shape[1]).max(1);
         Self { layer, weight, input, bits_per_weight: layer.bits as f64 / weights as f64 }
@@ -158,13 +159,14 @@ impl<'a> Summary<'a> {
     fn cells(&self) -> [String; 8] {
         let none = || "-".to_string();
         let (format, bias) = match &self.weight {
-            Some((format, low, high)) => (format.clone(), format!("{low:.2} .. {high:.2}")),
+            Some((weight, low, high)) => (weight.format(), format!("{low:.2} .. {high:.2}")),
             None => (none(), none()),
         };
         let (input, rho, shifts) = match &self.input {
-            Some((format, rho, shifts)) => {
+            Some((input, shifts)) => {
                 let counts = shifts.iter().map(usize::to_string).collect::<Vec<_>>().join("/");
-                (format.clone(), format!("{rho:.2}"), if shifts.is_empty() { none() } else { counts })
+                let rho = input.static_bias().map_or_else(none, |rho| format!("{rho:.2}"));
+                (input.format(), rho, if shifts.is_empty() { none() } else { counts })
             }
             None => (none(), none(), none()),
         };
@@ -188,12 +190,27 @@ impl<'a> Summary<'a> {
         json!({
             "name": self.layer.name,
             "shape": self.layer.shape,
-            "weight": self.weight.as_ref().map(|(format, low, high)| json!({ "format": format, "bias_min": low, "bias_max": high })),
-            "input": self.input.as_ref().map(|(format, rho, shifts)| json!({ "format": format, "rho": rho, "shifts": shifts })),
+            "weight": self.weight.as_ref().map(|(weight, low, high)| json!({
+                "format": upper(weight.scheme.element),
+                "scheme": weight.scheme,
+                "bias_min": low,
+                "bias_max": high,
+            })),
+            "input": self.input.as_ref().map(|(input, shifts)| json!({
+                "format": upper(input.scheme.element),
+                "scheme": input.scheme,
+                "rho": input.static_bias(),
+                "shifts": shifts,
+            })),
+            "low_rank": self.layer.low_rank,
             "relative_error": self.layer.relative_error,
             "bits_per_weight": self.bits_per_weight,
         })
     }
+}
+
+fn upper(element: Element) -> String {
+    element.to_string().to_uppercase()
 }
 
 fn original(args: &InspectArgs, model: &Model) -> anyhow::Result<()> {

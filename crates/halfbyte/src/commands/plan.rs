@@ -173,13 +173,12 @@ pub(crate) fn headline(plan: &Plan) -> anyhow::Result<String> {
     Ok(text)
 }
 
-/// One line for layers of equal kind, shape and bits.
+/// One line for layers of equal kind, shape, bits and bytes.
 fn kinds(plan: &Plan) -> String {
     let mut groups: Vec<(&PlannedSite, usize, u64)> = Vec::new();
     for site in plan.embedding.iter().chain(&plan.sites) {
-        let same = |g: &&mut (&PlannedSite, usize, u64)| {
-            (&g.0.kind, g.0.shape, g.0.weight_bits) == (&site.kind, site.shape, site.weight_bits)
-        };
+        let what = |s: &PlannedSite| (s.shape, s.weight_bits, s.activation_bits, s.bytes);
+        let same = |g: &&mut (&PlannedSite, usize, u64)| g.0.kind == site.kind && what(g.0) == what(site);
         match groups.iter_mut().find(same) {
             Some(group) => {
                 group.1 += 1;

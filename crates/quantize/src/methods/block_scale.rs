@@ -24,17 +24,17 @@ pub(super) fn quantize_tap(
     sites: Vec<SiteWeight>,
     recipe: &Recipe,
 ) -> Result<Vec<SiteResult>, QuantizeError> {
-    // With a factor the weights of the errors are its own.
-    let weigh = recipe.scales == Scales::Weighted && !recipe.uses_factor();
+    // The layers here take the scheme of least error together, by rounding to nearest.
+    let layered = !recipe.alternatives.is_empty();
+    // With a factor the weights of the errors are its own, but for the choice of a scheme.
+    let weigh = recipe.scales == Scales::Weighted && (layered || !recipe.uses_factor());
     let energy = if weigh { channel_energy(inputs)? } else { Vec::new() };
     let largest = sites.iter().map(|s| kernel::max_abs(&s.weight.data)).fold(0.0f32, f32::max);
     let own = sites.iter().map(|s| recipe.layer_scheme(&s.site.name).unwrap_or(NONE)).collect();
-    let choices: Vec<Vec<LayerScheme>> = match recipe.alternatives.is_empty() {
-        true => vec![own],
-        false => recipe.choices().into_iter().map(|choice| vec![choice; sites.len()]).collect(),
+    let choices: Vec<Vec<LayerScheme>> = match layered {
+        false => vec![own],
+        true => recipe.choices().into_iter().map(|choice| vec![choice; sites.len()]).collect(),
     };
-    // The layers here take the scheme of least error together, by rounding to nearest.
-    let layered = !recipe.alternatives.is_empty();
     let mut best: Option<(f64, Vec<LayerScheme>, Vec<Option<QuantizedMatrix>>)> = None;
     for layers in choices {
         let (mut total, mut coded) = (0.0, Vec::with_capacity(sites.len()));

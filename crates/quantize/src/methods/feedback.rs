@@ -31,6 +31,9 @@ impl Factor {
     /// suffice.
     ///
     /// With `act_order` the columns of the largest diagonal are rounded first, otherwise they are in their own order.
+    ///
+    /// # Errors
+    /// [`QuantizeError::Singular`] and [`QuantizeError::Overflow`], of a layer that the caller names.
     pub(super) fn new(
         mut gram: Vec<f32>,
         n: usize,
@@ -38,6 +41,9 @@ impl Factor {
         act_order: bool,
     ) -> Result<Self, QuantizeError> {
         let diagonal: Vec<f32> = (0..n).map(|i| gram[i * n + i]).collect();
+        if diagonal.iter().any(|d| !d.is_finite()) {
+            return Err(QuantizeError::Overflow(String::new()));
+        }
         let mean = (diagonal.iter().map(|&d| f64::from(d)).sum::<f64>() / n as f64) as f32;
         let floor = (1e-4 * mean).max(f32::MIN_POSITIVE * 1e6);
         let mut order: Vec<usize> = (0..n).collect();
@@ -59,7 +65,7 @@ impl Factor {
                 }
             }
         }
-        Err(QuantizeError::Singular)
+        Err(QuantizeError::Singular(String::new()))
     }
 
     /// The diagonal of `G + Λ`, column by column.

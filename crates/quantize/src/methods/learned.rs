@@ -13,7 +13,7 @@
 use crate::QuantizeError;
 use crate::clock::{Phase, timed};
 use crate::recipe::Recipe;
-use crate::residual::{inverse_square, scale_to_mean_one};
+use crate::residual::inverse;
 use crate::store::Store;
 use crate::stream::{Advance, OnTap, Surroundings};
 use halfbyte_formats::{Element, Granularity, QuantizedMatrix, pack};
@@ -58,16 +58,15 @@ impl<'a> Wanted<'a> {
     /// # Errors
     /// When a store cannot be read.
     pub(crate) fn new(input: &'a Store, output: &'a Store, recipe: &Recipe) -> Result<Self, QuantizeError> {
-        let mut weights = Vec::with_capacity(output.windows());
+        let mut squares = Vec::with_capacity(output.windows());
         for i in 0..output.windows() {
             let y = output.get(i)?;
-            weights.push(match recipe.token_weights {
-                true => y.data.chunks_exact(y.cols).map(inverse_square).collect(),
+            squares.push(match recipe.token_weights {
+                true => y.data.chunks_exact(y.cols).map(sum_of_squares).collect(),
                 false => vec![1.0; y.rows],
             });
         }
-        scale_to_mean_one(&mut weights);
-        Ok(Self { input, output, weights })
+        Ok(Self { input, output, weights: inverse(&squares) })
     }
 
     /// What `y` lacks of the output of window `i`, a token's share times its weight; and the weighted squares of what it lacks

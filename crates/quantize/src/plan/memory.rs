@@ -1,13 +1,14 @@
 //! Peak memory: a model of the largest buffers of every moment.
 
 use super::Shape;
+use crate::choice::stored_bits;
 use crate::methods::block_scale::is_block;
 use crate::methods::{COMPARED_ROWS, PIECE_BYTES};
 use crate::recipe::{Calibration, First, Method, Rounding, Search};
 use crate::search::HISTOGRAM_BYTES;
 use crate::store::AT_ONCE;
 use crate::transforms::{SAMPLE, rewritten};
-use halfbyte_checkpoint::CheckpointError;
+use halfbyte_checkpoint::{CheckpointError, LayerScheme};
 use halfbyte_formats::Granularity;
 use halfbyte_model::{BlockSpec, Site, StemSpec, Tap};
 
@@ -38,6 +39,8 @@ const TRIED_WEIGHTS: u64 = 2;
 const TRIED_ACTIVATIONS: u64 = 3;
 /// Bytes of a weight while its rounding is learned: its position, its gradient; its codes twice are beside them.
 const LEARNED_BYTES: u64 = 8;
+/// Of a run without calibration: what is copied goes in pieces, and blocks are made of pieces in f32.
+const PIECES: u64 = 3 << 20;
 /// Windows of activations in memory when they are kept in files: those that are worked on, and what comes of them.
 const SPILL_WINDOWS: u64 = 2 * AT_ONCE;
 
@@ -75,8 +78,10 @@ impl Shape<'_> {
 
     /// Most bits of a code.
     fn weight_bits(&self) -> u32 {
-        let own = self.recipe.layer_bits.values().copied().chain([self.recipe.weight_bits]);
-        if self.recipe.max_bits.is_some() { 8 } else { own.filter(|&b| b < 16).max().unwrap_or(8) }
+        let recipe = self.recipe;
+        let named = recipe.layer_bits.values().copied().chain([recipe.weight_bits]).filter(|&b| b < 16);
+        let schemes = recipe.weight_schemes().map(|s| s.element.bits());
+        if recipe.allocates() { 8 } else { named.chain(schemes).max().unwrap_or(8) }
     }
 
     /// Codes of so many weights, and the scales of their blocks, which are f32 in memory.
@@ -151,26 +156,28 @@ impl Shape<'_> {
     /// Without calibration: the stored weights of two taps, and two layers' codes or one's values.
     fn weights_only_memory(&self) -> Result<Memory, CheckpointError> {
         let a = self.architecture();
-        let copies = match self.recipe.weight_scheme {
-            Some(scheme) if is_block(scheme) && self.recipe.alternatives.iter().all(|&s| is_block(s)) => 0,
-            _ => WEIGHT_COPIES,
-        };
         let mut largest = Memory { moment: "the start".into(), terms: vec![("process", PROCESS)] };
         let (mut last_stored, mut last_codes) = (0, 0);
         for sites in a.groups() {
-            let (mut stored, mut values) = (0, 0);
+            let (mut stored, mut values, mut codes) = (0, 0, 0);
             for site in sites.iter().filter(|s| !self.recipe.keeps(s)) {
                 stored += self.stored_weight(site)?;
-                values = values.max((site.outputs * site.inputs) as u64);
+                let elements = (site.outputs * site.inputs) as u64;
+                for scheme in self.recipe.schemes_of(&site.name) {
+                    let layer = LayerScheme { weight: Some(scheme), input: None, low_rank: None };
+                    codes = codes.max(stored_bits(&[site], &layer) / 8);
+                    values = values.max(if is_block(scheme) { 0 } else { elements });
+                }
             }
-            let codes = values * u64::from(self.recipe.weight_bits) / 8;
             // A tap is read while the one before it is quantized, in whose memory the next but one is read, and the layer
-            // before that is written.
+            // before that is written, one of the same tap or of the last.
+            let written = if sites.len() > 1 { last_codes.max(codes) } else { last_codes };
             let terms = vec![
                 ("process", PROCESS),
                 ("stored weights", last_stored + stored),
-                ("weights in f32", copies * 4 * values),
-                ("codes", last_codes + codes),
+                ("weights in f32", WEIGHT_COPIES * 4 * values),
+                ("codes", written + codes),
+                ("pieces", PIECES),
             ];
             (last_stored, last_codes) = (stored, codes);
             let memory = Memory { moment: sites[0].name.clone(), terms };
@@ -326,7 +333,7 @@ impl Shape<'_> {
         let widest = outputs.max(k).min(4 * self.architecture().hidden.max(channels) as u64);
         let forward = AT_ONCE * FORWARD_COPIES * 4 * self.options.pack as u64 * widest;
         let chosen: Vec<u64> =
-            sites.iter().filter(|s| !self.recipe.keeps(s)).map(|s| s.outputs as u64).collect();
+            sites.iter().filter(|s| !self.recipe.leaves(s)).map(|s| s.outputs as u64).collect();
         if chosen.is_empty() {
             terms.push(("forward pass", forward));
             return;
@@ -347,7 +354,7 @@ impl Shape<'_> {
         let rounded = self.recipe.method == Method::Scheme && self.recipe.uses_factor();
         if searched || rounded {
             let recipe = self.recipe;
-            if searched && recipe.activation_bits < 16 {
+            if searched && sites.iter().any(|s| recipe.bits_of(&s.name).1 < 16) {
                 let again = recipe.first == First::Weight || recipe.rounds > 1;
                 let copies = SAMPLE_COPIES + if again { LINEAR_COPIES } else { 0 };
                 let balanced = if chosen.len() > 1 && recipe.share_input { weights } else { 0 };
@@ -356,7 +363,7 @@ impl Shape<'_> {
                 let values = if again { weights } else { 0 };
                 moments.push(("search of the input", copies * 4 * sample * k + balanced + gram + values));
             }
-            if recipe.weight_bits < 16 {
+            if sites.iter().any(|s| recipe.codes(s)) {
                 let cross = recipe.uses_cross_moments();
                 // Gram matrix (its factor takes its place), and its difference from the cross moments; where that is
                 // multiplied by the inverse first, a copy of it in the order of rounding.

@@ -6,6 +6,9 @@ use crate::transforms::Assumed;
 use halfbyte_checkpoint::LayerScheme;
 use halfbyte_formats::{BlockQuantizer, Granularity, InputQuantizer, ScaleFormat, Scheme};
 
+/// The least scale that a grid may begin with, relative to the largest magnitude's: nothing below is of use.
+const LEAST: f32 = 1e-6;
+
 impl Recipe {
     /// Checks what the types do not.
     ///
@@ -81,12 +84,12 @@ impl Recipe {
         }
         for (field, grid) in [("weight_grid", &self.weight_grid), ("activation_grid", &self.activation_grid)]
         {
-            let sane = grid.low > 0.0
+            let sane = grid.low >= LEAST
                 && grid.low <= grid.high
                 && grid.high <= 16.0
                 && (1..=4096).contains(&grid.steps);
             if !sane {
-                return wrong(field, "needs 0 < low <= high <= 16 and 1 to 4096 steps".into());
+                return wrong(field, "needs 0.000001 <= low <= high <= 16 and 1 to 4096 steps".into());
             }
         }
         if !(self.damping > 0.0 && self.damping <= 10.0) {
@@ -112,6 +115,12 @@ impl Recipe {
     fn check_schemes(&self) -> Result<(), QuantizeError> {
         let wrong =
             |field: &str, message: String| Err(QuantizeError::Recipe { field: field.into(), message });
+        if !self.alternatives.is_empty() && !self.schemes.is_empty() {
+            return wrong(
+                "alternatives",
+                "and schemes exclude each other: with alternatives every layer chooses; name layers in schemes or keep, or let all choose".into(),
+            );
+        }
         let Some(weight) = self.weight_scheme else {
             return wrong(
                 "weight_scheme",

@@ -243,7 +243,8 @@ pub struct Recipe {
     pub max_shift: u8,
     /// With `shifts = "error"`: the search for an input's quantizer looks at one more token, which has this many times the largest
     /// magnitude in every channel, so that scales leave room for what the text does not show; 0 for none. Left out, 4 for
-    /// inputs of 8 bits, which can afford it, and none for fewer.
+    /// inputs of 8 bits, which can afford it, and none for fewer. Shifts and the ranking of candidates see that token, full
+    /// scores (`finalists` above 1, `search` other than `ranked`) do not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub headroom: Option<f32>,
     /// Whether the layers that share an input (q/k/v, gate/up) also share its quantizer.
@@ -439,6 +440,14 @@ impl Recipe {
         [first].into_iter().chain(self.alternatives.iter().map(|&s| self.with_input(s))).collect()
     }
 
+    /// The schemes that the weight of the layer `name` may have, where they are fixed.
+    pub(crate) fn schemes_of(&self, name: &str) -> Vec<Scheme> {
+        match self.alternatives.is_empty() {
+            true => self.layer_scheme(name).and_then(|s| s.weight).into_iter().collect(),
+            false => self.choices().into_iter().filter_map(|s| s.weight).collect(),
+        }
+    }
+
     /// The schemes that a weight may have.
     pub(crate) fn weight_schemes(&self) -> impl Iterator<Item = Scheme> {
         self.possible().into_iter().filter_map(|s| s.weight)
@@ -588,10 +597,17 @@ mod tests {
         assert_eq!(of("model.layers.1.mlp.down_proj"), pair("e2m1/group32/e8m0"));
         assert_eq!(of("model.layers.0.mlp.down_proj"), pair("e4m3fn/channel"));
         // A scale for all tokens is not known while the network runs.
-        let int8 = Recipe { alternatives: vec!["int8/tensor".parse().unwrap()], ..recipe.clone() };
+        let alternatives = |alternatives: &[&str]| Recipe {
+            alternatives: alternatives.iter().map(|s| s.parse().unwrap()).collect(),
+            schemes: BTreeMap::new(),
+            ..recipe.clone()
+        };
+        let int8 = alternatives(&["int8/tensor"]);
         assert!(int8.check().unwrap_err().to_string().contains("int8/tensor/dynamic"));
-        let groups = Recipe { alternatives: vec!["int4/group32".parse().unwrap()], ..recipe };
-        groups.check().unwrap();
+        alternatives(&["int4/group32"]).check().unwrap();
+        // A layer that is named would choose with the others all the same.
+        let both = Recipe { schemes: recipe.schemes.clone(), ..alternatives(&["int4/group32"]) };
+        assert!(both.check().unwrap_err().to_string().contains("exclude each other"));
     }
 
     #[test]

@@ -94,7 +94,7 @@ fn all_layers(f: &Facts) -> Table {
 pub(super) fn formats(f: &Facts) -> Option<Section> {
     let mut blocks = vec![Block::Text(
         "E2M1 has two exponent bits and one mantissa bit besides the sign; more exponent bits reach further, more mantissa bits \
-         are finer. Taller bars are formats with fewer mantissa bits."
+         are finer. Of formats of one width, taller bars have fewer mantissa bits."
             .into(),
     )];
     let mut figures = Vec::new();

@@ -173,11 +173,9 @@ fn size_and_speed(f: &Facts) -> Option<Section> {
     let before = f.model.as_ref().map(|m| m.bytes);
     let mut t = Table::new("Bytes of all tensors", ["Part", "Bytes", "Share"]);
     let share = |n: u64| percent(n as f64 / f.output_bytes.max(1) as f64);
-    for (part, n) in [
-        ("codes of weights", f.size.codes),
-        ("scales and shifts", f.size.scales),
-        ("kept as it was", f.size.kept),
-    ] {
+    let low_rank = (f.size.low_rank > 0).then_some(("parts of low rank", f.size.low_rank));
+    let parts = [("codes of weights", f.size.codes), ("scales and shifts", f.size.scales)].into_iter();
+    for (part, n) in parts.chain(low_rank).chain([("kept as it was", f.size.kept)]) {
         t.row([part.into(), thousands(n), share(n)]);
     }
     t.row(["all".into(), thousands(f.output_bytes), share(f.output_bytes)]);
