@@ -78,7 +78,7 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
 
 /// Whether the user asked to stop.
 pub(crate) fn stopped(error: &anyhow::Error) -> bool {
-    matches!(error.downcast_ref(), Some(QuantizeError::Stopped(_)))
+    matches!(error.downcast_ref(), Some(QuantizeError::Stopped(_) | QuantizeError::StoppedAnew))
         || matches!(error.downcast_ref(), Some(EvaluateError::Stopped))
         || matches!(error.downcast_ref(), Some(ExportError::Stopped))
         || error.downcast_ref().is_some_and(|f: &Failure| f.stopped)
